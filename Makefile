@@ -1,0 +1,54 @@
+# Works from an empty clone with python3 (3.11 or newer), its venv module and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= atlas-demo
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SOURCES := interp kernels probes interventions viz app tests
+
+.PHONY: help demo test quality format clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed ## Draw the head atlas of the default model on the shipped text
+	@$(BIN)/interp atlas smollm2-135m --out $(OUT)
+
+test: $(VENV)/.dev ## Fetch the default model, then run the tests
+	@$(BIN)/python -c 'import interp; interp.load("smollm2-135m")'
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+quality: $(VENV)/.dev ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev ## Sort imports and format
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+
+clean: ## Remove the environment, caches and the demo's output
+	rm -rf $(VENV) $(OUT) build dist interp.egg-info .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is younger than everything it was made from; an interrupted step leaves none.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12")'
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing PyTorch and the package into $(VENV); the first time takes some minutes"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "Installing what tests and checks need"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,58 @@
+"""What a trace records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interp.kernels.definitions import (
+    COLUMNS,
+    ROWS,
+    Statistic,
+    merged,
+)
+
+
+@dataclass(frozen=True)
+class TokenEdges:
+    """Edges that follow from the token ids: known once the text is.
+
+    `previous` is the key before the query; `duplicate` an earlier key that holds the
+    query's own token; `induction` the key after such a one. `copies` counts how many
+    earlier occurrences are summed, the latest first.
+    """
+
+    kinds: tuple[str, ...] = ("previous", "duplicate", "induction")
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Statistics of every head, and optionally the residual stream.
+
+    Attributes:
+        statistics: Computed together, in the fewest passes.
+        edges: Edges derived from the token ids, or None.
+        residual: Record norm, maximum and median of the residual stream, and what
+            the two halves of each block wrote to its largest channel.
+    """
+
+    statistics: tuple[Statistic, ...] = (*ROWS, *COLUMNS)
+    edges: TokenEdges | None = TokenEdges()
+    residual: bool = True
+
+    def __or__(self, other: "Capture") -> "Capture":
+        """The union of two captures."""
+        statistics = merged((*self.statistics, *other.statistics))
+        edges = self.edges or other.edges
+        if self.edges and other.edges:
+            kinds = dict.fromkeys((*self.edges.kinds, *other.edges.kinds))
+            copies = max(self.edges.copies, other.edges.copies)
+            edges = TokenEdges(tuple(kinds), copies)
+        return Capture(statistics, edges, self.residual or other.residual)
+
+
+def union(captures: Sequence[Capture]) -> Capture:
+    """The union of all captures; an empty sequence records nothing."""
+    result = Capture((), None, residual=False)
+    for capture in captures:
+        result = result | capture
+    return result

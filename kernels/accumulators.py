@@ -1,0 +1,368 @@
+"""How each statistic grows tile by tile, and how two parts of it merge.
+
+An accumulator belongs to one sample and a range of heads. It sees every tile of its
+rows once, in any order; accumulators over different rows merge into one.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.kernels import definitions as d
+from interp.kernels.rules import MaskRule
+
+LANES = 32
+"""Keys whose maximum is taken first when looking for the key of a maximum."""
+
+
+@dataclass
+class Tile:
+    """Weights of some queries on some keys, `[head, query, key]`.
+
+    Attributes:
+        weights: 0 where a pair does not exist.
+        logs: Base-2 logarithm of the weights where it is known, else None.
+        scratch: Same shape, free to overwrite.
+    """
+
+    mask: MaskRule
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+    weights: Float[Tensor, "head query key"]
+    logs: Float[Tensor, "head query key"] | None
+    scratch: Float[Tensor, "head query key"]
+    _distance: Int[Tensor, "query key"] | None = None
+
+    @property
+    def rows(self) -> slice:
+        """Its queries."""
+        return slice(self.q0, self.q1)
+
+    @property
+    def columns(self) -> slice:
+        """Its keys."""
+        return slice(self.k0, self.k1)
+
+    @property
+    def distance(self) -> Float[Tensor, "query key"]:
+        """pos_query - pos_key."""
+        if self._distance is None:
+            device = self.weights.device
+            box = (self.q0, self.q1, self.k0, self.k1)
+            self._distance = self.mask.distance(*box, device).to(self.weights.dtype)
+        return self._distance
+
+    def band(self, nearest: int | None, farthest: int | None) -> slice | None:
+        """Columns that hold pairs with a distance in the range; None when none do."""
+        shift = self.mask.query_offset - self.mask.key_offset
+        low, high = self.k0, self.k1
+        if farthest is not None:
+            low = max(low, self.q0 + shift - farthest)
+        if nearest is not None:
+            high = min(high, self.q1 + shift - nearest)
+        return slice(low - self.k0, high - self.k0) if low < high else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What finishing needs to know about all rows of the heads.
+
+    Attributes:
+        lse: `[head, query]`, nats, learned sink excluded; -inf where nothing is seen.
+        sink_logits: `[head]` or None.
+        mass: `[head, query]`, the sum of the row's weights.
+        mask: The rule.
+    """
+
+    lse: Float[Tensor, "head query"]
+    sink_logits: Float[Tensor, " head"] | None
+    mass: Float[Tensor, "head query"]
+    mask: MaskRule
+
+    @property
+    def seen(self) -> Bool[Tensor, "head query"]:
+        """Rows that see at least one key."""
+        return self.lse > -torch.inf
+
+    def only_seen(self, values: Tensor) -> Tensor:
+        """The values, NaN where a row sees no key."""
+        return values.masked_fill(~self.seen, torch.nan)
+
+
+class Accumulator:
+    """One statistic while it grows."""
+
+    def __init__(self, statistic: d.Statistic, like: Float[Tensor, "head query"]):
+        self.statistic = statistic
+        self.like = like
+
+    @abstractmethod
+    def update(self, tile: Tile) -> None:
+        """Take in one tile."""
+
+    @abstractmethod
+    def merge(self, other: "Accumulator") -> None:
+        """Take in what another accumulator saw of other rows."""
+
+    @abstractmethod
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """The arrays, `[head, ...]`."""
+
+
+class Sum(Accumulator):
+    """A statistic that is one sum over tiles: along rows or along columns."""
+
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+        super().__init__(statistic, like)
+        column = statistic.arrays[0].dims == d.KEY
+        self.total = like.new_zeros(like.shape[0], n_keys if column else like.shape[1])
+
+    def merge(self, other: "Accumulator") -> None:
+        """Add the other's sums."""
+        assert isinstance(other, Sum)
+        self.total += other.total
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """The sums of the rows that see a key."""
+        return {self.statistic.name: rows.only_seen(self.total)}
+
+
+class Entropy(Sum):
+    """-sum p ln p, from base-2 logarithms where the tile has them."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the tile's -p ln p."""
+        if tile.logs is None:
+            part = torch.special.entr(tile.weights).sum(-1)
+        else:
+            torch.mul(tile.weights, tile.logs, out=tile.scratch)
+            part = tile.scratch.sum(-1).mul_(-math.log(2))
+        self.total[:, tile.rows] += part
+
+
+class Distance(Sum):
+    """sum p (pos_query - pos_key)."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the tile's weighted distances."""
+        torch.mul(tile.weights, tile.distance, out=tile.scratch)
+        self.total[:, tile.rows] += tile.scratch.sum(-1)
+
+
+class ClippedDistance(Sum):
+    """clip * mass - sum over near pairs of p (clip - distance): far tiles are free."""
+
+    def update(self, tile: Tile) -> None:
+        """Add what near pairs fall short of the clip."""
+        clip = self.statistic.parameters["clip"]
+        band = tile.band(None, clip - 1)
+        if band is not None:
+            short = (clip - tile.distance[:, band]).clamp_(min=0)
+            self.total[:, tile.rows] += (tile.weights[..., band] * short).sum(-1)
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """The clip on all mass, less what near pairs fall short."""
+        clip = self.statistic.parameters["clip"]
+        return {"waad": rows.only_seen(rows.mass * clip - self.total)}
+
+
+class FirstKeys(Sum):
+    """Mass on the first keys of the sequence."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the columns that are among the first."""
+        first = self.statistic.parameters.get("first", 1)
+        start = tile.mask.start - tile.mask.key_offset
+        low, high = max(start, tile.k0), min(start + first, tile.k1)
+        if low < high:
+            columns = slice(low - tile.k0, high - tile.k0)
+            self.total[:, tile.rows] += tile.weights[..., columns].sum(-1)
+
+
+class LocalMass(Sum):
+    """Mass within the window."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the pairs nearer than the window."""
+        window = self.statistic.parameters["window"]
+        band = tile.band(None, window - 1)
+        if band is not None:
+            near = tile.distance[:, band] < window
+            self.total[:, tile.rows] += (tile.weights[..., band] * near).sum(-1)
+
+
+class Received(Sum):
+    """Column sums over the number of queries that see the key."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the tile's columns."""
+        self.total[:, tile.columns] += tile.weights.sum(1)
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """Divide by the queries; NaN where no query sees the key."""
+        counts = rows.mask.queries_per_key()[0].to(self.total.device)
+        return {"received": self.total / counts}
+
+
+class FutureInfluence(Sum):
+    """Column sums over a range of distances."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the columns of pairs within the horizon."""
+        near, far = (self.statistic.parameters[name] for name in ("near", "far"))
+        band = tile.band(near, far)
+        if band is not None:
+            distance = tile.distance[:, band]
+            inside = (distance >= near) & (distance <= far)
+            part = (tile.weights[..., band] * inside).sum(1)
+            self.total[:, tile.k0 + band.start : tile.k0 + band.stop] += part
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """Divide by the queries within the horizon; NaN where there are none."""
+        near, far = (self.statistic.parameters[name] for name in ("near", "far"))
+        counts = rows.mask.queries_per_key(near, far)[0].to(self.total.device)
+        return {"fai": self.total / counts}
+
+
+class ReceivedMax(Sum):
+    """Column maxima."""
+
+    def update(self, tile: Tile) -> None:
+        """Keep the larger of each column."""
+        largest = self.total[:, tile.columns]
+        torch.maximum(largest, tile.weights.amax(1), out=largest)
+
+    def merge(self, other: Accumulator) -> None:
+        """Keep the larger of each column."""
+        assert isinstance(other, Sum)
+        torch.maximum(self.total, other.total, out=self.total)
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """NaN where no query sees the key."""
+        unseen = rows.mask.queries_per_key()[0].to(self.total.device) == 0
+        return {"received_max": self.total.masked_fill(unseen, torch.nan)}
+
+
+class MaxMass(Accumulator):
+    """The largest weight of each row and its key."""
+
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+        super().__init__(statistic, like)
+        self.mass = torch.full_like(like, -1.0)
+        self.key = torch.full(like.shape, -1, device=like.device)
+
+    def update(self, tile: Tile) -> None:
+        """Keep the larger of each row; the first key wins a tie."""
+        mass, key = _row_maximum(tile.weights)
+        self._keep(tile.rows, mass, key + tile.k0)
+
+    def merge(self, other: Accumulator) -> None:
+        """Keep the larger of each row."""
+        assert isinstance(other, MaxMass)
+        self._keep(slice(None), other.mass, other.key)
+
+    def _keep(self, rows: slice, mass: Tensor, key: Tensor) -> None:
+        larger = mass > self.mass[:, rows]
+        self.mass[:, rows] = torch.where(larger, mass, self.mass[:, rows])
+        self.key[:, rows] = torch.where(larger, key, self.key[:, rows])
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """NaN and -1 where a row sees no key."""
+        key = self.key.masked_fill(~rows.seen, -1)
+        return {"max_mass": rows.only_seen(self.mass), "max_key": key}
+
+
+def _row_maximum(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest of each row and its index; a vectorized maximum first, then a search."""
+    n_keys = weights.shape[-1]
+    if n_keys % LANES or n_keys < 2 * LANES:
+        mass, key = weights.max(-1)
+        return mass, key
+    lanes = weights.unflatten(-1, (-1, LANES))
+    mass, lane = lanes.amax(-1).max(-1)
+    chosen = lane[..., None, None].expand(*lane.shape, 1, LANES)
+    inside = lanes.gather(-2, chosen).squeeze(-2).argmax(-1)
+    return mass, lane * LANES + inside
+
+
+class BlockMap(Accumulator):
+    """Sum and maximum of each block."""
+
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+        super().__init__(statistic, like)
+        self.size = statistic.parameters["size"]
+        blocks = (-(-like.shape[1] // self.size), -(-n_keys // self.size))
+        self.total = like.new_zeros(like.shape[0], *blocks)
+        self.largest = like.new_zeros(like.shape[0], *blocks)
+
+    def update(self, tile: Tile) -> None:
+        """Add the tile to the blocks that it touches."""
+        size = self.size
+        left, right = tile.k0 % size, -tile.k1 % size
+        padded = torch.nn.functional.pad(tile.weights, (left, right))
+        columns = slice(tile.k0 // size, -(-tile.k1 // size))
+        parts = padded.unflatten(-1, (-1, size))
+        for row in range(tile.q0 // size, -(-tile.q1 // size)):
+            low = max(row * size - tile.q0, 0)
+            part = parts[:, low : (row + 1) * size - tile.q0]
+            self.total[:, row, columns] += part.sum((1, 3))
+            largest = self.largest[:, row, columns]
+            torch.maximum(largest, part.amax((1, 3)), out=largest)
+
+    def merge(self, other: Accumulator) -> None:
+        """Add the other's sums and keep the larger maxima."""
+        assert isinstance(other, BlockMap)
+        self.total += other.total
+        torch.maximum(self.largest, other.largest, out=self.largest)
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """Divide by the visible pairs of each block; NaN where there are none."""
+        pairs = rows.mask.pairs_per_block(self.size)[0].to(self.total.device)
+        largest = self.largest.masked_fill(pairs == 0, torch.nan)
+        return {"block_mean": self.total / pairs, "block_max": largest}
+
+
+class Pattern(Accumulator):
+    """The weights themselves."""
+
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+        super().__init__(statistic, like)
+        self.weights = like.new_zeros(*like.shape, n_keys)
+
+    def update(self, tile: Tile) -> None:
+        """Copy the tile."""
+        self.weights[:, tile.rows, tile.columns] = tile.weights
+
+    def merge(self, other: Accumulator) -> None:
+        """Add the other's rows, which are zero here."""
+        assert isinstance(other, Pattern)
+        self.weights += other.weights
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """NaN where a row sees no key."""
+        return {
+            "pattern": self.weights.masked_fill(~rows.seen[..., None], torch.nan)
+        }
+
+
+KINDS: dict[type[d.Statistic], type[Sum | MaxMass | BlockMap | Pattern]] = {
+    d.Entropy: Entropy,
+    d.Distance: Distance,
+    d.ClippedDistance: ClippedDistance,
+    d.SinkMass: FirstKeys,
+    d.FirstMass: FirstKeys,
+    d.LocalMass: LocalMass,
+    d.MaxMass: MaxMass,
+    d.Received: Received,
+    d.ReceivedMax: ReceivedMax,
+    d.FutureInfluence: FutureInfluence,
+    d.BlockMap: BlockMap,
+    d.Pattern: Pattern,
+}
+"""Statistics that need the weights; the others follow from the lse alone."""

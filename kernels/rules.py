@@ -1,0 +1,429 @@
+"""How q.k becomes a logit, and which (query, key) pairs exist.
+
+A rule answers for any tile and never builds the query x key map. Positions are
+absolute: `query_offset + query index`, `key_offset + key index`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.kernels.errors import ShapeError
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Of broadcastable batch, head, query-position and key-position indices, to bool."""
+
+NEVER = -1e4
+"""Stand-in for minus infinity in base-2 logits: `exp2` of it is 0, and 0 * it is 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRule:
+    """Which pairs of query and key exist.
+
+    A pair is visible when `-ahead <= pos_query - pos_key <= behind`, both are real
+    tokens, and `function` and `dense`, where given, agree.
+
+    Attributes:
+        query_length: Number of queries.
+        key_length: Number of keys.
+        ahead: How many tokens ahead a query may look; 0 is causal, None unbounded.
+        behind: How many tokens back it may look; a causal sliding window of w
+            tokens is w - 1, None unbounded.
+        query_offset: Absolute position of the first query.
+        key_offset: Absolute position of the first key, above 0 in a sliding cache.
+        start: Absolute position at which the sequence starts (after left padding).
+        key_padding: `[batch, key]`, True for real keys; None when all are.
+        query_padding: `[batch, query]`, True for real queries; None when all are.
+        function: What the band cannot say (chunks, packed documents, prefixes).
+        dense: `[batch or 1, head or 1, query, key]`, a mask that came as a tensor.
+    """
+
+    query_length: int
+    key_length: int
+    ahead: int | None = 0
+    behind: int | None = None
+    query_offset: int = 0
+    key_offset: int = 0
+    start: int = 0
+    key_padding: Bool[Tensor, "batch key"] | None = None
+    query_padding: Bool[Tensor, "batch query"] | None = None
+    function: MaskFunction | None = None
+    dense: Bool[Tensor, "#batch #head query key"] | None = None
+
+    @classmethod
+    def causal(cls, length: int, window: int | None = None) -> "MaskRule":
+        """Self-attention over `length` tokens, each seeing itself and what is before.
+
+        Args:
+            length: Number of tokens.
+            window: Number of tokens visible, the query's own included.
+        """
+        return cls(length, length, behind=None if window is None else window - 1)
+
+    @classmethod
+    def full(cls, query_length: int, key_length: int) -> "MaskRule":
+        """Every query sees every key, as in encoders and cross-attention."""
+        return cls(query_length, key_length, ahead=None)
+
+    @property
+    def is_band(self) -> bool:
+        """True when distances alone decide: no padding, no function, no tensor."""
+        extras = (self.key_padding, self.query_padding, self.function, self.dense)
+        return all(extra is None for extra in extras)
+
+    @property
+    def is_full(self) -> bool:
+        """True when every pair is visible."""
+        return self.is_band and self.tile(0, self.query_length, 0, self.key_length) is (
+            None
+        )
+
+    @property
+    def is_square_causal(self) -> bool:
+        """True for plain causal attention without a cache."""
+        aligned = self.query_offset == self.key_offset
+        square = self.query_length == self.key_length
+        reach = self.behind is None or self.behind >= self.key_length - 1
+        return self.is_band and self.ahead == 0 and reach and aligned and square
+
+    def span(self, q0: int, q1: int) -> tuple[int, int]:
+        """Range of key indices outside which queries q0..q1-1 see nothing."""
+        shift = self.query_offset - self.key_offset
+        low = 0 if self.behind is None else q0 + shift - self.behind
+        high = self.key_length if self.ahead is None else q1 + shift + self.ahead
+        low = min(max(low, 0), self.key_length)
+        return low, max(min(high, self.key_length), low)
+
+    def tile(self, q0: int, q1: int, k0: int, k1: int) -> Tensor | None:
+        """Visibility of a tile `[batch or 1, head or 1, query, key]`.
+
+        Returns:
+            None when every pair of the tile is visible.
+        """
+        parts = []
+        device = self.device
+        nearest = self.query_offset + q0 - (self.key_offset + k1 - 1)
+        farthest = self.query_offset + q1 - 1 - (self.key_offset + k0)
+        inside_ahead = self.ahead is None or nearest >= -self.ahead
+        inside_behind = self.behind is None or farthest <= self.behind
+        if not (inside_ahead and inside_behind):
+            distance = self.distance(q0, q1, k0, k1, device)
+            if not inside_ahead:
+                parts.append((distance >= -(self.ahead or 0))[None, None])
+            if self.behind is not None and not inside_behind:
+                parts.append((distance <= self.behind)[None, None])
+        if self.key_padding is not None:
+            parts.append(self.key_padding[:, None, None, k0:k1])
+        if self.query_padding is not None:
+            parts.append(self.query_padding[:, None, q0:q1, None])
+        if self.dense is not None:
+            parts.append(self.dense[..., q0:q1, k0:k1])
+        if self.function is not None:
+            parts.append(self._apply(self.function, q0, q1, k0, k1, device))
+        if not parts:
+            return None
+        visible = parts[0]
+        for part in parts[1:]:
+            visible = visible & part
+        return visible
+
+    def pairs(self, targets: Int[Tensor, "batch query"]) -> Bool[Tensor, "..."]:
+        """Visibility of one target key of each query, `[batch, head or 1, query]`.
+
+        Args:
+            targets: Key indices; those below 0 are not visible.
+        """
+        index = targets.clamp(min=0)
+        query = torch.arange(self.query_length, device=targets.device)[None]
+        distance = query + self.query_offset - index - self.key_offset
+        seen = targets >= 0
+        if self.ahead is not None:
+            seen = seen & (distance >= -self.ahead)
+        if self.behind is not None:
+            seen = seen & (distance <= self.behind)
+        if self.key_padding is not None:
+            seen = seen & self.key_padding.gather(1, index)
+        if self.query_padding is not None:
+            seen = seen & self.query_padding
+        seen = seen[:, None]
+        if self.dense is not None:
+            dense = self.dense.expand(len(targets), -1, -1, -1)
+            at = index[:, None, :, None].expand(-1, dense.shape[1], -1, 1)
+            seen = seen & dense.gather(3, at)[..., 0]
+        if self.function is not None:
+            batch = torch.arange(len(targets), device=targets.device)[:, None]
+            head = torch.zeros_like(batch)
+            positions = query + self.query_offset, index + self.key_offset
+            seen = seen & self.function(batch, head, *positions)[:, None]
+        return seen
+
+    def distance(
+        self, q0: int, q1: int, k0: int, k1: int, device: torch.device | None = None
+    ) -> Int[Tensor, "query key"]:
+        """pos_query - pos_key of a tile."""
+        query = torch.arange(q0, q1, device=device) + self.query_offset
+        key = torch.arange(k0, k1, device=device) + self.key_offset
+        return query[:, None] - key
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; None when it has none."""
+        for tensor in (self.key_padding, self.query_padding, self.dense):
+            if tensor is not None:
+                return tensor.device
+        return None
+
+    def _apply(
+        self,
+        function: MaskFunction,
+        q0: int,
+        q1: int,
+        k0: int,
+        k1: int,
+        device: torch.device | None,
+    ) -> Tensor:
+        n_batch = 1 if self.key_padding is None else self.key_padding.shape[0]
+        query = torch.arange(q0, q1, device=device) + self.query_offset
+        key = torch.arange(k0, k1, device=device) + self.key_offset
+        batch = torch.arange(n_batch, device=device)[:, None, None, None]
+        head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+        visible = function(batch, head, query[:, None], key[None, :])
+        while visible.dim() < 4:
+            visible = visible[None]
+        return visible.expand(-1, -1, q1 - q0, k1 - k0)
+
+    def narrow(self, sample: int, queries: slice, keys: slice) -> "MaskRule":
+        """The rule of some queries and keys of one sample."""
+        function = self.function
+        if function is not None:
+            inner = function
+
+            def function(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return inner(batch + sample, head, q, k)
+
+        dense = self.dense
+        if dense is not None:
+            row = slice(sample, sample + 1) if dense.shape[0] > 1 else slice(None)
+            dense = dense[row, :, queries, keys]
+        left_padded = self.key_padding is not None and keys.start > 0
+        first = self.key_offset + keys.start
+        return replace(
+            self,
+            query_length=queries.stop - queries.start,
+            key_length=keys.stop - keys.start,
+            query_offset=self.query_offset + queries.start,
+            key_offset=first,
+            start=max(self.start, first) if left_padded else self.start,
+            key_padding=_holes(self.key_padding, sample, keys),
+            query_padding=_holes(self.query_padding, sample, queries),
+            function=function,
+            dense=dense,
+        )
+
+    def rows(self, q0: int, q1: int) -> "MaskRule":
+        """The rule of queries q0..q1-1 of every sample."""
+        padding, dense = self.query_padding, self.dense
+        return replace(
+            self,
+            query_length=q1 - q0,
+            query_offset=self.query_offset + q0,
+            query_padding=None if padding is None else padding[:, q0:q1],
+            dense=None if dense is None else dense[..., q0:q1, :],
+        )
+
+    def queries_per_key(
+        self, nearest: int | None = None, farthest: int | None = None, rows: int = 1024
+    ) -> Tensor:
+        """Number of queries that see each key, `[batch or 1, head or 1, key]`.
+
+        Args:
+            nearest: Count only pairs with pos_query - pos_key of at least this.
+            farthest: ... and of at most this.
+            rows: Rows of a block, where the band alone does not decide.
+        """
+        if self.is_band:
+            key = torch.arange(self.key_length) + self.key_offset
+            lows = [bound for bound in (nearest, _negative(self.ahead)) if bound is not None]
+            highs = [bound for bound in (farthest, self.behind) if bound is not None]
+            first = torch.full_like(key, self.query_offset)
+            last = first + self.query_length - 1
+            if lows:
+                first = torch.maximum(first, key + max(lows))
+            if highs:
+                last = torch.minimum(last, key + min(highs))
+            return (last - first + 1).clamp(min=0)[None, None]
+        counts: Tensor | None = None
+        for q0 in range(0, self.query_length, rows):
+            q1 = min(q0 + rows, self.query_length)
+            visible = self.tile(q0, q1, 0, self.key_length)
+            distance = self.distance(q0, q1, 0, self.key_length, self.device)
+            if visible is None:
+                visible = torch.ones_like(distance, dtype=torch.bool)[None, None]
+            if nearest is not None:
+                visible = visible & (distance >= nearest)
+            if farthest is not None:
+                visible = visible & (distance <= farthest)
+            block = visible.sum(-2)
+            counts = block if counts is None else counts + block
+        return torch.zeros(1, 1, self.key_length) if counts is None else counts
+
+
+    def pairs_per_block(self, size: int) -> Tensor:
+        """Number of visible pairs of each block, `[batch or 1, head or 1, row, column]`.
+
+        Args:
+            size: Queries and keys of a block.
+        """
+        blocks = []
+        for q0 in range(0, self.query_length, size):
+            rows = self.rows(q0, min(q0 + size, self.query_length))
+            counts = rows.queries_per_key()
+            padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
+            blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
+        return torch.stack(blocks, -2)
+
+
+def _negative(value: int | None) -> int | None:
+    return None if value is None else -value
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRule:
+    """How q.k becomes a logit: `softcap(scale * q.k) + position_bias`.
+
+    Attributes:
+        scale: Factor on q.k, as the model passes it.
+        softcap: `softcap * tanh(score / softcap)` when given.
+        sink_logits: `[head]`, a learned logit that joins the softmax and is dropped.
+        position_bias: `[batch or 1, head or 1, query, key]`, added to the score.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sink_logits: Float[Tensor, " head"] | None = None
+    position_bias: Float[Tensor, "#batch #head query key"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One attention call: tensors and the rules between them.
+
+    Attributes:
+        query: `[batch, head, query, d]`, after rotary embedding and normalization.
+        key: `[batch, kv_head, key, d]`, not expanded to the query heads.
+        value: `[batch, kv_head, key, d_value]`.
+        score: How q.k becomes a logit.
+        mask: Which pairs exist.
+        comparable: True when query and key positions share one sequence, as in
+            self-attention; False for cross-attention.
+    """
+
+    query: Float[Tensor, "batch head query d"]
+    key: Float[Tensor, "batch kv_head key d"]
+    value: Float[Tensor, "batch kv_head key d_value"]
+    score: ScoreRule
+    mask: MaskRule
+    comparable: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not belong together.
+
+        Raises:
+            ShapeError: Naming both shapes.
+        """
+        q, k, v = (tuple(t.shape) for t in (self.query, self.key, self.value))
+        remedy = "Pass query [batch, head, query, d] and unexpanded key and value."
+        if not len(q) == len(k) == len(v) == 4:
+            raise ShapeError(
+                f"An attention call has 4 axes; got query {q}, key {k}. {remedy}"
+            )
+        if q[0] != k[0] or q[3] != k[3] or q[1] % k[1] or k[:3] != v[:3]:
+            raise ShapeError(
+                f"query {q}, key {k} and value {v} do not belong together. {remedy}"
+            )
+        if (self.mask.query_length, self.mask.key_length) != (q[2], k[2]):
+            raise ShapeError(
+                f"The mask rule is for {self.mask.query_length} queries and "
+                f"{self.mask.key_length} keys; got {q[2]} and {k[2]}. {remedy}"
+            )
+
+    @property
+    def n_batch(self) -> int:
+        """Number of samples."""
+        return self.query.shape[0]
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        return self.query.shape[1]
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to accumulate in: float32 at least."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+    def narrow(self, sample: int, queries: slice, keys: slice) -> "AttentionCall":
+        """The call of one sample's real tokens; the batch axis stays, of size 1."""
+        bias = self.score.position_bias
+        if bias is not None:
+            row = slice(sample, sample + 1) if bias.shape[0] > 1 else slice(None)
+            bias = bias[row, :, queries, keys]
+        one = slice(sample, sample + 1)
+        return replace(
+            self,
+            query=self.query[one, :, queries],
+            key=self.key[one, :, keys],
+            value=self.value[one, :, keys],
+            score=replace(self.score, position_bias=bias),
+            mask=self.mask.narrow(sample, queries, keys),
+        )
+
+    def rows(self, q0: int, q1: int) -> "AttentionCall":
+        """The call of queries q0..q1-1 of every sample."""
+        bias = self.score.position_bias
+        bias = None if bias is None else bias[..., q0:q1, :]
+        return replace(
+            self,
+            query=self.query[:, :, q0:q1],
+            score=replace(self.score, position_bias=bias),
+            mask=self.mask.rows(q0, q1),
+        )
+
+    def samples(self) -> list[tuple[int, slice, slice]]:
+        """Each sample with its queries and keys, padding at either end cut off."""
+        queries, keys = (
+            [slice(0, length)] * self.n_batch if real is None else _spans(real)
+            for real, length in (
+                (self.mask.query_padding, self.mask.query_length),
+                (self.mask.key_padding, self.mask.key_length),
+            )
+        )
+        return list(zip(range(self.n_batch), queries, keys, strict=True))
+
+
+def _holes(
+    real: Bool[Tensor, "batch token"] | None, sample: int, tokens: slice
+) -> Bool[Tensor, "1 token"] | None:
+    """Padding that is left among one sample's tokens; None when there is none."""
+    if real is None:
+        return None
+    own = real[sample : sample + 1, tokens]
+    return None if own.all() else own
+
+
+def _spans(real: Bool[Tensor, "batch token"]) -> list[slice]:
+    """From the first to the last real token of each sample."""
+    spans = []
+    for row in real.cpu():
+        at = row.nonzero().flatten()
+        spans.append(slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0))
+    return spans

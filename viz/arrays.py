@@ -1,0 +1,83 @@
+"""What figures ask of an array: its axes, its title and its unit."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from interp.errors import InputError, ShapeError
+
+
+def require(array: Any, dims: tuple[str, ...], figure: str) -> xr.DataArray:
+    """The array with its axes in the order of `dims`.
+
+    Args:
+        array: What the caller passed.
+        dims: The axes that the figure draws.
+        figure: Name of the function, for the message.
+
+    Raises:
+        InputError: Not a labelled array.
+        ShapeError: Other axes, or nothing along one of them.
+    """
+    if not isinstance(array, xr.DataArray):
+        raise InputError(
+            f"{figure} draws an xarray.DataArray over ({', '.join(dims)}); got "
+            f"{type(array).__name__}. Pass one variable of a trace or an atlas, "
+            'such as atlas["heads"]["sinks"].'
+        )
+    if set(array.dims) != set(dims):
+        extra = [str(dim) for dim in array.dims if dim not in dims]
+        remedy = (
+            f"Reduce the others first, such as array.mean({extra[0]!r})."
+            if extra and not set(dims) - set(array.dims)
+            else "Select or rename axes until they match."
+        )
+        raise ShapeError(
+            f"{figure} needs axes ({', '.join(dims)}); got "
+            f"({', '.join(map(str, array.dims))}) of shape {array.shape}. {remedy}"
+        )
+    if 0 in array.shape:
+        raise ShapeError(
+            f"{figure} needs at least one value along each axis; got shape "
+            f"{array.shape} over ({', '.join(map(str, array.dims))}). "
+            "Pass an array that holds something."
+        )
+    return array.transpose(*dims)
+
+
+def title(array: xr.DataArray) -> str:
+    """The array's long name, else its name."""
+    return str(array.attrs.get("long_name") or array.name or "value")
+
+
+def unit(array: xr.DataArray) -> str:
+    """The array's unit, or an empty string."""
+    return str(array.attrs.get("units") or "")
+
+
+def index(array: xr.DataArray, dim: str) -> np.ndarray:
+    """Coordinate of an axis; without one, 0, 1, 2, ..."""
+    return np.asarray(array[dim].values)
+
+
+def labels(array: xr.DataArray) -> dict[int, str]:
+    """Names of the values of an array of classes; empty for a quantity.
+
+    Source:
+        CF conventions, `flag_values` and `flag_meanings`.
+    """
+    meanings = array.attrs.get("flag_meanings", "")
+    names = meanings.split() if isinstance(meanings, str) else list(meanings)
+    values = np.atleast_1d(array.attrs.get("flag_values", []))
+    if names and len(names) == len(values):
+        return {int(value): name for value, name in zip(values, names, strict=True)}
+    if array.name == "global_head":
+        return {-1: "local", 0: "between", 1: "global"}
+    return {}
+
+
+def finite(array: xr.DataArray) -> np.ndarray:
+    """The values that are numbers, flat."""
+    values = np.asarray(array.values, dtype=np.float64).ravel()
+    return values[np.isfinite(values)]

@@ -1,1 +1,57 @@
-"""Interpretability of attention."""
+"""interp: what every attention head does, at any length, without the N x N map.
+
+`load` a model, `trace` a text, and read the statistics from labelled arrays:
+
+    model = interp.load("smollm2-135m")
+    trace = interp.trace(model, text)
+    trace["self"]["entropy"].sel(layer=12, head=7)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.anatomy import Anatomy
+    from interp.capture import Capture, TokenEdges
+    from interp.heads import HeadId, HeadSet
+    from interp.models import Model, load
+    from interp.storage import open_trace
+    from interp.tap import tap
+    from interp.tracing import trace
+
+_HOMES = {
+    "Anatomy": "anatomy",
+    "Capture": "capture",
+    "HeadId": "heads",
+    "HeadSet": "heads",
+    "Model": "models",
+    "TokenEdges": "capture",
+    "load": "models",
+    "open_trace": "storage",
+    "tap": "tap",
+    "trace": "tracing",
+}
+
+__all__ = [
+    "Anatomy",
+    "Capture",
+    "HeadId",
+    "HeadSet",
+    "Model",
+    "TokenEdges",
+    "load",
+    "open_trace",
+    "tap",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when first used: torch and transformers take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"interp.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -24,6 +24,7 @@ _CROSS = re.compile(
     r"encoder_attn|EncDecAttention|crossattention|cross_attn|cross_attention"
     r"|encoder_decoder_attention"
 )
+_TOWER = re.compile(r"vision|visual|image|audio|speech|codec")
 # Keywords that change which pairs exist in a way no mask or score rule states.
 _UNMODELED = ("indices", "block_indices", "sinks")
 
@@ -172,7 +173,7 @@ def _sites(module: nn.Module) -> Iterator[Site]:
             continue
         config = _config_of(module, name)
         passed = {key: _value(node, part) for key, node in keywords.items()}
-        site = _site_name(name, part, passed)
+        site = _site_name(module, name, part, passed)
         layer = counts[site] = counts.get(site, -1) + 1
         n_heads = _first_count(part, "num_heads", "num_attention_heads", "n_heads")
         n_heads = n_heads or _first_count(config, "num_attention_heads") or 1
@@ -233,8 +234,7 @@ def _tap(module: nn.Module, sites: tuple[Site, ...], keywords: set[str]) -> Capa
             type(part).__name__
             for part in module.modules()
             if "Attention" in type(part).__name__
-            and _call_keywords(type(part)) is None
-            and any(isinstance(child, nn.Linear) for child in part.children())
+            and not any("Attention" in type(p).__name__ for p in _below(part))
         }
     )
     unmodeled = [key for key in _UNMODELED if key in keywords]
@@ -256,14 +256,24 @@ def _tap(module: nn.Module, sites: tuple[Site, ...], keywords: set[str]) -> Capa
     return Capability("tap", False, reason)
 
 
-def _site_name(name: str, part: nn.Module, passed: dict[str, Any]) -> SiteName:
+def _below(part: nn.Module) -> Iterator[nn.Module]:
+    return (each for each in part.modules() if each is not part)
+
+
+def _site_name(
+    module: nn.Module, name: str, part: nn.Module, passed: dict[str, Any]
+) -> SiteName:
     if _CROSS.search(name) or getattr(part, "is_cross_attention", False):
         return "cross"
+    if _TOWER.search(name):
+        return "encoder"
+    # In a pair of stacks the name decides: some decoders leave causality to the mask.
+    stacks = [each for each in name.split(".") if each in ("encoder", "decoder")]
+    if stacks and getattr(module.config, "is_encoder_decoder", False):
+        return "encoder" if stacks[0] == "encoder" else "self"
     causal = passed.get("is_causal")
     if causal is None:
-        causal = getattr(part, "is_causal", None)
-    if causal is None:
-        causal = "encoder" not in name.split(".")
+        causal = getattr(part, "is_causal", True)
     return "self" if causal else "encoder"
 
 

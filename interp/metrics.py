@@ -63,8 +63,9 @@ def bootstrap_interval(
     total = xr.dot(drawn, (values * weight).fillna(0), dim=dim)
     share = xr.dot(drawn, weight, dim=dim)
     tail = (1 - level) / 2
-    bounds = (total / share.where(share > 0)).quantile([tail, 1 - tail], "resample")
-    bounds = bounds.where((weight > 0).sum(dim) > 1)
+    several = (weight > 0).sum(dim) > 1
+    means = (total / share.where(share > 0)).where(several, 0)
+    bounds = means.quantile([tail, 1 - tail], "resample").where(several)
     return (
         bounds.rename(quantile="bound")
         .assign_coords(bound=["low", "high"])

@@ -40,6 +40,7 @@ class MaskRule:
         query_padding: `[batch, query]`, True for real queries; None when all are.
         function: What the band cannot say (chunks, packed documents, prefixes).
         dense: `[batch or 1, head or 1, query, key]`, a mask that came as a tensor.
+        device: Where tiles are made.
     """
 
     query_length: int
@@ -53,6 +54,7 @@ class MaskRule:
     query_padding: Bool[Tensor, "batch query"] | None = None
     function: MaskFunction | None = None
     dense: Bool[Tensor, "#batch #head query key"] | None = None
+    device: torch.device | str | None = None
 
     @classmethod
     def causal(cls, length: int, window: int | None = None) -> "MaskRule":
@@ -105,13 +107,12 @@ class MaskRule:
             None when every pair of the tile is visible.
         """
         parts = []
-        device = self.device
         nearest = self.query_offset + q0 - (self.key_offset + k1 - 1)
         farthest = self.query_offset + q1 - 1 - (self.key_offset + k0)
         inside_ahead = self.ahead is None or nearest >= -self.ahead
         inside_behind = self.behind is None or farthest <= self.behind
         if not (inside_ahead and inside_behind):
-            distance = self.distance(q0, q1, k0, k1, device)
+            distance = self.distance(q0, q1, k0, k1, self.device)
             if not inside_ahead:
                 parts.append((distance >= -(self.ahead or 0))[None, None])
             if self.behind is not None and not inside_behind:
@@ -123,7 +124,7 @@ class MaskRule:
         if self.dense is not None:
             parts.append(self.dense[..., q0:q1, k0:k1])
         if self.function is not None:
-            parts.append(self._apply(self.function, q0, q1, k0, k1, device))
+            parts.append(self._apply(self.function, q0, q1, k0, k1))
         if not parts:
             return None
         visible = parts[0]
@@ -162,20 +163,12 @@ class MaskRule:
         return seen
 
     def distance(
-        self, q0: int, q1: int, k0: int, k1: int, device: torch.device | None = None
+        self, q0: int, q1: int, k0: int, k1: int, device: torch.device | str | None = None
     ) -> Int[Tensor, "query key"]:
         """pos_query - pos_key of a tile."""
         query = torch.arange(q0, q1, device=device) + self.query_offset
         key = torch.arange(k0, k1, device=device) + self.key_offset
         return query[:, None] - key
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where its tensors are; None when it has none."""
-        for tensor in (self.key_padding, self.query_padding, self.dense):
-            if tensor is not None:
-                return tensor.device
-        return None
 
     def _apply(
         self,
@@ -184,8 +177,8 @@ class MaskRule:
         q1: int,
         k0: int,
         k1: int,
-        device: torch.device | None,
     ) -> Tensor:
+        device = self.device
         n_batch = 1 if self.key_padding is None else self.key_padding.shape[0]
         query = torch.arange(q0, q1, device=device) + self.query_offset
         key = torch.arange(k0, k1, device=device) + self.key_offset

@@ -73,16 +73,19 @@ class MassiveActivations(Detector):
         return (magnitude > self.floor) & (magnitude >= self.ratio * median)
 
 
-def residual(trace: xr.DataTree, site: str | None = None) -> xr.Dataset:
+def residual(trace: xr.DataTree | xr.Dataset, site: str | None = None) -> xr.Dataset:
     """The residual stream's arrays, over `layer_residual`.
 
     Args:
-        trace: As `interp.trace` returns it.
+        trace: As `interp.trace` returns it; or these arrays, which pass as they are,
+            so that a text of an atlas can be read as well.
         site: `residual` or `encoder_residual`; None takes the first.
 
     Raises:
         NotCapturedError: The trace does not hold it.
     """
+    if isinstance(trace, xr.Dataset):
+        return trace
     name = site or "residual"
     if name not in trace.children:
         raise NotCapturedError(
@@ -94,7 +97,7 @@ def residual(trace: xr.DataTree, site: str | None = None) -> xr.Dataset:
 
 
 def massive_cells(
-    trace: xr.DataTree, criterion: MassiveActivations | None = None
+    trace: xr.DataTree | xr.Dataset, criterion: MassiveActivations | None = None
 ) -> pd.DataFrame:
     """Every massive cell that the trace knows.
 
@@ -102,7 +105,7 @@ def massive_cells(
     layer: a token's second massive channel is seen only if among the latter.
 
     Args:
-        trace: One text.
+        trace: One text, as `residual` takes it.
         criterion: When a cell is massive; None takes the paper's.
 
     Returns:
@@ -135,7 +138,7 @@ def massive_cells(
 
 
 def runs(
-    trace: xr.DataTree, criterion: MassiveActivations | None = None
+    trace: xr.DataTree | xr.Dataset, criterion: MassiveActivations | None = None
 ) -> pd.DataFrame:
     """Massive activations as runs of layers: where each begins, ends, and who wrote it.
 
@@ -143,7 +146,7 @@ def runs(
     run's first to its peak, added most to the cell in the direction of its peak.
 
     Args:
-        trace: One text.
+        trace: One text, as `residual` takes it.
         criterion: When a cell is massive; None takes the paper's.
 
     Returns:
@@ -161,21 +164,21 @@ def runs(
     # Within one cell, layers of a run minus their rank are constant.
     cells["run"] = cells["layer"] - cells.groupby(["token", "channel"]).cumcount()
     rows = []
-    for (token, channel, _), run in cells.groupby(["token", "channel", "run"]):
-        top = run.loc[run["magnitude"].idxmax()]
-        rows.append(
-            {
-                "channel": channel,
-                "token": token,
-                "token_text": str(stream["token_text"].sel(token=token).item()),
-                "first_layer": run["layer"].min(),
-                "last_layer": run["layer"].max(),
-                "peak_layer": top["layer"],
-                "peak": top["magnitude"],
-                "sign": top["sign"],
-                **_writer(stream, run[run["layer"] <= top["layer"]], top),
-            }
-        )
+    for _, run in cells.groupby(["token", "channel", "run"]):
+        token = int(run["token"].iloc[0])
+        layers, magnitudes = run["layer"].to_numpy(), run["magnitude"].to_numpy()
+        top = magnitudes.argmax()
+        cell = {
+            "channel": int(run["channel"].iloc[0]),
+            "token": token,
+            "token_text": str(stream["token_text"].sel(token=token).item()),
+            "first_layer": layers[0],
+            "last_layer": layers[-1],
+            "peak_layer": layers[top],
+            "peak": magnitudes[top],
+            "sign": run["sign"].to_numpy()[top],
+        }
+        rows.append(cell | _writer(stream, cell))
     table = pd.DataFrame(rows, columns=RUN_COLUMNS)
     return table.sort_values("peak", ascending=False, ignore_index=True)
 
@@ -202,24 +205,25 @@ def _cells(
     )
 
 
-def _writer(stream: xr.Dataset, rising: pd.DataFrame, peak: pd.Series) -> dict:
+def _writer(stream: xr.Dataset, cell: dict) -> dict:
     """Who added most to the cell in the layers where it rises to its peak."""
+    rise = slice(cell["first_layer"], cell["peak_layer"])
     unknown = {"writer_block": pd.NA, "writer_half": "", "share": np.nan}
     if "attention_write" not in stream or "mlp_write" not in stream:
         return unknown
-    state = stream.sel(token=peak["token"], layer_residual=rising["layer"].to_numpy())
+    state = stream.sel(token=cell["token"], layer_residual=rise)
     # The trace records what was written to the token's largest channel only.
-    state = state.where(state["max_channel"] == peak["channel"])
+    state = state.where(state["max_channel"] == cell["channel"])
     halves = xr.concat(
         [state["attention_write"], state["mlp_write"]],
         pd.Index(["attention", "mlp"], name="half"),
     )
-    added = halves * peak["sign"] if peak["sign"] else abs(halves)
+    added = halves * cell["sign"] if cell["sign"] else abs(halves)
     if not added.notnull().any():
         return unknown
     most = added.isel(added.argmax(...))
     return {
         "writer_block": int(most["layer_residual"]) - 1,
         "writer_half": str(most["half"].item()),
-        "share": float(most) / peak["magnitude"],
+        "share": float(most) / cell["peak"],
     }

@@ -41,7 +41,7 @@ class Detector(ABC):
     """Dimensions of the result for one text."""
 
     site: str | None = field(default=None, kw_only=True)
-    """Attention site; None takes `self`, else `encoder`."""
+    """Attention site; None takes `self`, else `encoder`, as in `site_of`."""
 
     @property
     @abstractmethod
@@ -104,15 +104,17 @@ def site_of(trace: xr.DataTree, site: str | None = None) -> xr.DataTree:
 
     Args:
         trace: As `interp.trace` returns it.
-        site: `self`, `cross` or `encoder`; None takes `self`, else `encoder`.
+        site: `self`, `cross` or `encoder`; None takes `self`, else `encoder`. A
+            decoder that was given one token says nothing, so the encoder stands in.
 
     Raises:
         NotCapturedError: The trace has no such site.
     """
     wanted = (site,) if site else ("self", "encoder")
-    for name in wanted:
-        if name in trace.children:
-            return trace[name]
+    found = [trace.children[name] for name in wanted if name in trace.children]
+    for node in found:
+        if node.sizes["query"] > 1 or node is found[-1]:
+            return node
     raise NotCapturedError(
         f"Asked for the site {' or '.join(wanted)}; the trace holds "
         f"{', '.join(trace.children) or 'no node'}. Choose one of its sites, or trace "
@@ -141,7 +143,7 @@ def statistic(
             f"Asked for {name} at the site {node.name}; the trace holds "
             f"{', '.join(map(str, node.data_vars)) or 'nothing'}. {remedy}"
         )
-    array = node[name]
+    array = node.dataset[name]
     for key, value in parameters.items():
         if array.attrs.get(key, value) != value:
             raise NotCapturedError(

@@ -168,5 +168,5 @@ def _split(distance: np.ndarray, share: float) -> np.ndarray:
     ranks = rankdata(distance, axis=None, nan_policy="omit").reshape(distance.shape)
     n_heads = np.isfinite(distance).sum()
     each = int(share * n_heads + 1e-9)  # 0.29 * 100 is 28.999...
-    labels = (ranks > n_heads - each).astype(float) - (ranks <= each)
+    labels = (ranks >= n_heads + 1 - each).astype(float) - (ranks <= each)
     return np.where(np.isfinite(distance), labels, np.nan)

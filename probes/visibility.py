@@ -12,25 +12,26 @@ CAUSAL_SITES = ("self",)
 def length(node: xr.DataTree) -> xr.DataArray:
     """Number of queries of the site, of each sample where there are samples."""
     if "length" in node.coords:
-        return node["length"]
+        return node.coords["length"]
     return xr.DataArray(node.sizes["query"])
 
 
 def window(node: xr.DataTree) -> xr.DataArray:
     """Keys that a layer's window spans; infinite where the layer has none."""
     if "window" in node.coords:
-        return node["window"].fillna(float("inf"))
+        return node.coords["window"].fillna(float("inf"))
     return xr.DataArray(float("inf"))
 
 
 def sees_first_key(node: xr.DataTree) -> xr.DataArray:
     """Whether a query, other than the first, can see key 0."""
-    return (node["query"] >= 1) & (node["query"] < window(node))
+    query = node.coords["query"]
+    return (query >= 1) & (query < window(node))
 
 
 def visible_queries(node: xr.DataTree) -> xr.DataArray:
     """Number of queries that can see each key."""
-    key, span = node["key"], window(node)
+    key, span = node.coords["key"], window(node)
     after = (length(node) - key).clip(min=0)
     if node.name in CAUSAL_SITES:
         return after.clip(max=span)
@@ -40,7 +41,7 @@ def visible_queries(node: xr.DataTree) -> xr.DataArray:
 
 def visible_keys(node: xr.DataTree) -> xr.DataArray:
     """Number of keys that each query can see."""
-    query, span = node["query"], window(node)
+    query, span = node.coords["query"], window(node)
     if node.name in CAUSAL_SITES:
         return (query + 1).clip(max=span)
     before = query.clip(max=span - 1)

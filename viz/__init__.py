@@ -1,0 +1,1 @@
+"""Figures and pages: what the numbers look like."""

@@ -7,7 +7,7 @@ import xarray as xr
 from interp.viz import theme
 from interp.viz.arrays import finite, index, labels, require, title, unit
 from interp.viz.numbers import NOTHING, interval, number
-from interp.viz.tokens import literal, visible
+from interp.viz.tokens import literal
 
 
 def head_map(array: xr.DataArray, bounds: xr.DataArray | None = None) -> go.Figure:
@@ -143,7 +143,8 @@ def channel_map(
 
 def _head_texts(array: xr.DataArray, bounds: xr.DataArray | None) -> list[list[str]]:
     """What hovering shows, `[head][layer]`."""
-    names, measure = labels(array), literal(f"{title(array)}")
+    names, measure = labels(array), literal(title(array))
+    layers, heads = index(array, "layer"), index(array, "head")
     units = "" if names else f" {literal(unit(array))}"
     group = array.coords.get("kv_head")
     low = high = np.full(array.shape, np.nan)
@@ -153,7 +154,7 @@ def _head_texts(array: xr.DataArray, bounds: xr.DataArray | None) -> list[list[s
 
     def text(row: int, column: int) -> str:
         value = float(array.values[row, column])
-        head = f"<b>L{array.layer.values[row]}.H{array.head.values[column]}</b>"
+        head = f"<b>L{layers[row]}.H{heads[column]}</b>"
         if group is not None:
             head += f" of KV group {group.values[column]}"
         shown = names.get(int(value), NOTHING) if np.isfinite(value) and names else ""
@@ -234,7 +235,9 @@ def _group_lines(figure: go.Figure, array: xr.DataArray) -> None:
     if "kv_head" not in array.coords:
         return
     group, heads = array["kv_head"].values, index(array, "head")
-    for at in np.flatnonzero(group[1:] != group[:-1]) if len(set(group)) < len(group) else ():
+    for at in (
+        np.flatnonzero(group[1:] != group[:-1]) if len(set(group)) < len(group) else ()
+    ):
         figure.add_hline(
             y=float(heads[at] + heads[at + 1]) / 2,
             line={"width": 1, "color": "rgba(128,128,128,0.75)"},
@@ -255,7 +258,11 @@ def _largest_by_channel(
 
 def _depth_title(depth: str) -> str:
     named = depth == "layer_residual"
-    return "after layer (0 is the embedding)" if named else "layer"
+    return (
+        "hidden state (0 is the embedding, l follows block l \N{MINUS SIGN} 1)"
+        if named
+        else "layer"
+    )
 
 
 def _edges(values: np.ndarray) -> list[float]:

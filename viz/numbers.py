@@ -48,7 +48,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def ranges(indices: Iterable[int]) -> str:
-    """Indices with runs joined: 3, 5, 6, 7 is "3, 5–7"."""
+    """Indices as text, runs joined by a dash: 3 and 5 to 7."""
     ordered = sorted(set(indices))
     runs = []
     for _, group in groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0]):

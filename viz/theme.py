@@ -63,7 +63,15 @@ LIGHT = Palette(
     accent="#1c6675",
     missing="#c9c5bc",
     sequential=("#f5f4ef", *_DEPTHS[:-1]),
-    diverging=("#0b4f8a", "#4d8fc4", "#b3cfe4", "#f3f2ee", "#f2c89b", "#d98032", "#8f4206"),
+    diverging=(
+        "#0b4f8a",
+        "#4d8fc4",
+        "#b3cfe4",
+        "#f3f2ee",
+        "#f2c89b",
+        "#d98032",
+        "#8f4206",
+    ),
     categories=("#0072b2", "#d55e00", "#009e73", "#b3588a", "#b57d00", "#1c6675"),
 )
 DARK = Palette(
@@ -75,7 +83,15 @@ DARK = Palette(
     accent="#6cd3ad",
     missing="#474e56",
     sequential=("#1f242b", *reversed(_DEPTHS[:-2])),
-    diverging=("#9fd0ff", "#4f9bd9", "#28557c", "#24292f", "#7a4a1c", "#d98032", "#ffc88f"),
+    diverging=(
+        "#9fd0ff",
+        "#4f9bd9",
+        "#28557c",
+        "#24292f",
+        "#7a4a1c",
+        "#d98032",
+        "#ffc88f",
+    ),
     categories=("#56b4e9", "#e69f00", "#2fbf94", "#e08dbd", "#f0e442", "#6cd3ad"),
 )
 PALETTES: dict[Mode, Palette] = {"light": LIGHT, "dark": DARK}
@@ -116,6 +132,7 @@ def template(mode: Mode = "light") -> go.layout.Template:
             "sequentialminus": scale(colors.sequential[::-1]),
             "diverging": scale(colors.diverging),
         },
+        "coloraxis": {"colorbar": bar},
         "xaxis": axis,
         "yaxis": axis,
         "annotationdefaults": {"font": {"color": colors.muted, "size": 11}},

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -50,9 +51,10 @@ def visible(token: str, limit: int = 24) -> str:
     writing direction their names. What is longer than `limit` ends with "…".
     """
     text = str(token)
-    shown = text[: limit - 1] + "…" if len(text) > limit else text
-    shown = shown.translate(_MARKS)
-    return shown.encode("utf-8", "replace").decode("utf-8").replace("\ufffe", "�")
+    shown = text[: limit + 1].translate(_MARKS)
+    if len(shown) > limit:
+        shown = shown[: limit - 1] + "…"
+    return shown.encode("utf-8", "replace").decode("utf-8")
 
 
 def literal(text: str) -> str:
@@ -189,7 +191,7 @@ def token_map(
     low, high = color_range(values, scale)
     starts = np.linspace(0, count, min(columns, count) + 1).round().astype(int)
     pooled = pool(data, starts)
-    names = [_span_name(a, b, tokens) for a, b in zip(starts, starts[1:], strict=False)]
+    names = [_span_name(a, b, tokens) for a, b in pairwise(starts)]
     first = min(opening, count)
     figure = make_subplots(
         cols=2, shared_yaxes=True, column_widths=[0.26, 0.74], horizontal_spacing=0.02
@@ -244,14 +246,14 @@ def pool(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _coloraxis(values: xr.DataArray, span: tuple[float, float], scale: str) -> dict:
-    bar: dict = {"title": {"text": literal(unit(values)), "side": "right"}}
-    bar |= {"outlinewidth": 0, "thickness": 9}
+    bar: dict = {"title": {"text": literal(unit(values))}}
+    axis = {"autocolorscale": True, "colorbar": bar}
     if scale == "linear":
-        return {"cmin": span[0], "cmax": span[1], "colorbar": bar}
+        return axis | {"cmin": span[0], "cmax": span[1]}
     low, high = np.log10(span[0]), np.log10(span[1])
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
     bar |= {"tickvals": powers.tolist(), "ticktext": [f"{10.0**p:g}" for p in powers]}
-    return {"cmin": low, "cmax": high, "colorbar": bar}
+    return axis | {"cmin": low, "cmax": high}
 
 
 def _log(values: np.ndarray, low: float) -> np.ndarray:
@@ -275,7 +277,9 @@ def _position_ticks(count: int, starts: np.ndarray) -> list[int]:
     size = 10 ** np.floor(np.log10(max(raw, 1)))
     step = size * min((1, 2, 5, 10), key=lambda k: abs(k * size - raw))
     wanted = np.arange(0, count, max(step, 1))
-    return sorted({int(np.searchsorted(starts[:-1], at)) for at in wanted} - {len(starts) - 1})
+    return sorted(
+        {int(np.searchsorted(starts[:-1], at)) for at in wanted} - {len(starts) - 1}
+    )
 
 
 def _step_rules(palette: theme.Palette) -> list[str]:

@@ -1,0 +1,125 @@
+"""Folders and hub models that `from_pretrained` reads, each refused with one reason."""
+
+import pickle
+import socket
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from interp.errors import InputError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageClassification",
+    "AutoModel",
+)
+
+
+def load(
+    source: str | Path, dtype: "torch.dtype | str", trust_remote_code: bool
+) -> "PreTrainedModel":
+    """Read a folder or a hub model, refusing one whose weights are not all there."""
+    import transformers
+    from safetensors import SafetensorError
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if isinstance(source, str) and not _hub_answers():
+        options["local_files_only"] = True
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        kind = _model_class(config)
+        module, info = kind.from_pretrained(
+            source, dtype=dtype, weights_only=True, output_loading_info=True, **options
+        )
+    except (
+        *(OSError, ValueError, KeyError, RuntimeError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
+        said = " ".join(str(error).split())
+        if isinstance(source, str):
+            raise UnsupportedModelError(
+                f"the hub model '{source}' was asked for; it cannot be read "
+                f"({said[:300]}). Check the name and the connection, or load a folder, "
+                "a .gguf file or a catalog model such as smollm2-135m."
+            ) from error
+        raise UnsupportedModelError(
+            f"a model was to be loaded from the folder {source}; transformers cannot "
+            f"read it ({said[:300]}). Download it again, or save it with this version "
+            "of transformers."
+        ) from error
+    missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    if missing:
+        raise UnsupportedModelError(
+            f"every weight of {type(module).__name__} was to be loaded; {source} lacks "
+            f"{len(missing)} of them ({', '.join(missing[:3])}). Random ones would "
+            "stand in their place, so download it again."
+        )
+    return module
+
+
+def _model_class(config: Any) -> Any:
+    """The class that a checkpoint's config names, else the first that takes it."""
+    import transformers
+
+    names = config.architectures or ()
+    custom = getattr(config, "auto_map", None) or {}
+    for name in (*names, *(each for each in _AUTO_CLASSES if each in custom)):
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for name in _AUTO_CLASSES:
+        auto = getattr(transformers, name)
+        if not names and type(config) in auto._model_mapping:
+            return auto
+    raise ValueError(f"no model class for {config.model_type}, {', '.join(names)}")
+
+
+def load_tokenizer(
+    given: "PreTrainedTokenizerBase | str | Path | None",
+    source: str | Path | None,
+    trust_remote_code: bool,
+) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer asked for; without a request the one beside the model, if any."""
+    if given is not None and not isinstance(given, str | Path):
+        return given
+    where = given if given is not None else source
+    if where is None:
+        return None
+    from transformers import AutoTokenizer
+
+    offline = isinstance(where, str) and not Path(where).exists() and not _hub_answers()
+    try:
+        return AutoTokenizer.from_pretrained(
+            where, trust_remote_code=trust_remote_code, local_files_only=offline
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if given is None and not any(Path(where).glob("*token*")):
+            return None
+        raise InputError(
+            f"a tokenizer was to be read from {where}; there is none that can be read "
+            f"({' '.join(str(error).split())[:200]}). Pass another with tokenizer=..., "
+            "a tokenizer or a folder that holds tokenizer.json."
+        ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the hub's name resolves; without it every request waits 20 s to fail."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,255 @@
+"""What each section of the page shows: figures, rows and sentences of one atlas."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from markupsafe import Markup
+
+from interp.viz import atlas as reading
+from interp.viz.arrays import finite, index, labels, title, unit
+from interp.viz.curves import head_distribution, head_scatter, magnitude_curve
+from interp.viz.embed import FigureBook
+from interp.viz.maps import channel_map, head_map
+from interp.viz.numbers import number
+from interp.viz.tables import massive_cells, sink_tokens, strongest
+from interp.viz.tokens import (
+    color_classes,
+    color_range,
+    token_map,
+    token_strip,
+    visible,
+)
+
+TOKENS, ROWS = 400, 24
+"""Tokens of a strip, and rows of the table of massive activations."""
+
+Part = dict[str, Any]
+
+
+def facts(atlas: xr.DataTree) -> Part:
+    """The model and the texts."""
+    attrs = atlas.attrs
+    names = {
+        "n_layers": "Layers",
+        "n_heads": "Heads per layer",
+        "n_kv_heads": "KV heads per layer",
+        "model_type": "Architecture",
+        "dtype": "Precision",
+        "device": "Device",
+    }
+    texts = [
+        {
+            "name": visible(str(text.attrs.get("name", node)), 60),
+            "tokens": int(text.attrs.get("n_tokens", text.sizes.get("token", 0))),
+            "hash": str(text.attrs.get("input_hash", "")),
+        }
+        for node, text in reading.texts(atlas)
+    ]
+    return {
+        "model": visible(str(attrs.get("model", "unnamed model")), 80),
+        "hash": str(attrs.get("model_hash", "")),
+        "pairs": [(names[key], str(attrs[key])) for key in names if key in attrs],
+        "texts": texts,
+        "epsilon": reading.epsilon(atlas),
+    }
+
+
+def detector_card(atlas: xr.DataTree, name: str, book: FigureBook) -> Part:
+    """The map of one detector, and how to read it."""
+    array = atlas["heads"].to_dataset()[name]
+    figure = head_map(array, reading.bounds(atlas, name))
+    return {
+        "name": name,
+        "title": _capital(title(array)),
+        "unit": "" if labels(array) else unit(array),
+        "figure": book.add(figure, _describe(array), "half heads"),
+        "description": str(array.attrs.get("description", "")),
+        "source": str(array.attrs.get("source", "")),
+        "random": array.attrs.get("task") == "repeated_random",
+        "site": str(array.attrs.get("site", "self")),
+    }
+
+
+def rankings(atlas: xr.DataTree) -> Iterator[Part]:
+    """The strongest heads of each kind."""
+    for name in reading.detectors(atlas):
+        array = atlas["heads"].to_dataset()[name]
+        if labels(array):
+            continue
+        yield {
+            "name": name,
+            "title": _capital(title(array)),
+            "unit": unit(array),
+            "rows": strongest(array, reading.bounds(atlas, name)),
+        }
+
+
+def sinks(node: str, text: xr.Dataset, book: FigureBook) -> Part:
+    """Where one text's tokens draw attention."""
+    tokens = reading.strings(text)
+    maps = []
+    strip = None
+    if reading.has(text, "received"):
+        strip = _strip(text["received"].transpose("layer", "token"), tokens)
+    for name, scale in (("sink_share", "linear"), ("received", "log")):
+        if reading.has(text, name):
+            array = text[name].transpose("layer", "token")
+            layers = array.sizes["layer"]
+            label = f"{title(array)}: map of {layers} layers by {len(tokens)} tokens."
+            figure = book.add(token_map(array, tokens, scale=scale), _capital(label))
+            maps.append({"title": _capital(title(array)), "figure": figure})
+    return _named(node, text) | {
+        "n_tokens": len(tokens),
+        "strip": strip,
+        "maps": maps,
+        "rows": sink_tokens(text),
+    }
+
+
+def activations(node: str, text: xr.Dataset, book: FigureBook) -> Part:
+    """Where one text's largest activations live."""
+    cells = massive_cells(text)
+    curve = channels = None
+    if reading.has(text, "top_value", "median_all"):
+        channel = text.get("top_channel")
+        curve = book.add(
+            magnitude_curve(text["top_value"], text["median_all"], channel),
+            "Largest and median magnitude of the residual stream, layer by layer.",
+        )
+        if channel is not None:
+            channels = book.add(
+                channel_map(text["top_value"], channel, text.get("top_token")),
+                "Map of the largest activations over layers and channels.",
+            )
+    return _named(node, text) | {
+        "measured": reading.has(text, "max", "max_channel", "median_all"),
+        "curve": curve,
+        "channels": channels,
+        "cells": cells[:ROWS],
+        "more": len(cells[ROWS:]),
+    }
+
+
+def span(atlas: xr.DataTree, book: FigureBook) -> list[Part]:
+    """How far heads look."""
+    found = {name: reading.detector(atlas, name) for name in reading.detectors(atlas)}
+    split = found.get("global_head")
+    parts: list[Part] = []
+    for name in ("distance", "entropy"):
+        array = found.get(name)
+        if array is not None and finite(array).size:
+            heading = _capital(title(array))
+            label = f"{heading} of every head, layer by layer."
+            figure = book.add(head_distribution(array, split), label)
+            parts.append({"title": heading, "figure": figure, "note": _NOTES[name]})
+    if split is not None and finite(split).size:
+        figure = book.add(head_map(split), _describe(split), "wide heads")
+        note = _NOTES["split"]
+        parts.append(
+            {"title": "Local and global heads", "figure": figure, "note": note}
+        )
+    distance, sink = found.get("distance"), found.get("sinks")
+    if distance is not None and sink is not None:
+        label = "Mean distance of every head against its mass on the first token."
+        figure = book.add(head_scatter(distance, sink, split), label)
+        note = _NOTES["scatter"].format(number(_correlation(distance, sink), 2))
+        heading = "Distance against the first token"
+        parts.append({"title": heading, "figure": figure, "note": note})
+    return parts
+
+
+def codes(atlas: xr.DataTree) -> list[Part]:
+    """The lines of Python that give each detector's numbers."""
+    made = []
+    for name in reading.detectors(atlas):
+        lines = atlas["heads"].to_dataset()[name].attrs.get("python", "")
+        code = lines if isinstance(lines, str) else "\n".join(map(str, lines))
+        if code.strip():
+            made.append({"name": name, "code": code.strip()})
+    return made
+
+
+def provenance(atlas: xr.DataTree, command: str | None) -> Part:
+    """Where the numbers come from."""
+    names = {
+        "model": "Model",
+        "model_hash": "Hash of the weights",
+        "device": "Device",
+        "dtype": "Precision",
+        "impl": "Implementation",
+        "door": "Door",
+        "seed": "Seed",
+        "intervals": "Intervals",
+        "epsilon": "Sink threshold",
+    }
+    attrs = atlas.attrs
+    versions = reading.setting(atlas, "versions", {})
+    return {
+        "command": command or str(attrs.get("command", "")),
+        "pairs": [(names[key], str(attrs[key])) for key in names if key in attrs],
+        "versions": [(str(name), str(value)) for name, value in versions.items()],
+    }
+
+
+_NOTES = {
+    "distance": "A head that attends to its neighbors sits low; one that attends to "
+    "the start of the text sits at about half the length of the text.",
+    "entropy": "Zero nats is one key with all the attention; the logarithm of the "
+    "number of keys would be all keys alike.",
+    "split": "The 30 % of heads with the smallest mean distance are called local, the "
+    "30 % with the largest global.",
+    "scatter": "A head that parks its attention on the first token looks far without "
+    "reading far: the two correlate with r = {}. A global head to the lower right "
+    "really reads the distant text.",
+}
+
+
+def _strip(received: xr.DataArray, tokens: list[str]) -> Part:
+    """The text colored by its largest value, and the colors of every layer."""
+    shown = received.max("layer", keep_attrs=True)
+    shown.attrs["long_name"] = f"{title(received)}, largest over layers"
+    low, high = color_range(received, "log")
+    html = token_strip(shown, tokens, limit=TOKENS, scale="log", style=False)
+    rows = [color_classes(row, (low, high), "log") for row in received.values]
+    return {
+        "html": Markup(html),
+        "shown": min(TOKENS, len(tokens)),
+        "low": number(low, 2),
+        "high": number(high, 2),
+        "unit": unit(received),
+        "layers": index(received, "layer").tolist(),
+        "classes": ["".join(row[:TOKENS]) for row in rows],
+    }
+
+
+def _describe(array: xr.DataArray) -> str:
+    known = finite(array)
+    layers, heads = array.sizes["layer"], array.sizes["head"]
+    what = f"{_capital(title(array))}: map of {layers} layers by {heads} heads"
+    if not known.size:
+        return f"{what}; no head has a value."
+    if names := labels(array):
+        parts = [f"{int((known == value).sum())} {names[value]}" for value in names]
+        return f"{what}; {', '.join(parts)}."
+    top = strongest(array, None, 1)
+    best = f"; the largest, {top[0].value}, is that of {top[0].name}" if top else ""
+    return f"{what}, from {number(known.min())} to {number(known.max())}{best}."
+
+
+def _correlation(first: xr.DataArray, second: xr.DataArray) -> float:
+    x, y = first.values.ravel(), second.transpose(*first.dims).values.ravel()
+    known = np.isfinite(x) & np.isfinite(y)
+    if known.sum() < 3 or not (x[known].std() and y[known].std()):
+        return float("nan")
+    return float(np.corrcoef(x[known], y[known])[0, 1])
+
+
+def _named(node: str, text: xr.Dataset) -> Part:
+    name = visible(str(text.attrs.get("name", node)), 60)
+    return {"id": node, "name": name}
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

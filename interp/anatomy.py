@@ -76,7 +76,7 @@ class Anatomy:
     Attributes:
         model_type: Family, as in the config.
         n_layers: Layers of the stack that writes the output.
-        d_model: Width of that stack's residual stream.
+        d_model: Width of that stack's residual stream; 0 where its layers differ.
         vocab_size: Number of token ids, or None without a vocabulary.
         max_positions: Tokens the positions were made for, or None without a limit.
         sites: Every attention module that can be reached, in the model's order.
@@ -234,6 +234,8 @@ def _tap(module: nn.Module, sites: tuple[Site, ...], keywords: set[str]) -> Capa
             type(part).__name__
             for part in module.modules()
             if "Attention" in type(part).__name__
+            and _call_keywords(type(part)) is None
+            and any(True for _ in part.parameters())
             and not any("Attention" in type(p).__name__ for p in _below(part))
         }
     )
@@ -252,7 +254,10 @@ def _tap(module: nn.Module, sites: tuple[Site, ...], keywords: set[str]) -> Capa
     elif not getattr(type(module), "_can_set_attn_implementation", lambda: True)():
         reason = f"{name} does not let its attention implementation be chosen"
     else:
-        return Capability("tap", True, f"{len(sites)} attention modules can be reached")
+        reach = f"{len(sites)} attention modules can be reached"
+        if outside:
+            reach += f", those of {', '.join(outside)} cannot"
+        return Capability("tap", True, reach)
     return Capability("tap", False, reason)
 
 

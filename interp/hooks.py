@@ -1,7 +1,7 @@
 """Hooks on the blocks of a model that always come out again."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,7 +64,9 @@ def blocks(module: nn.Module, anatomy: Anatomy, *sites: str) -> list[nn.Module]:
     return [module.get_submodule(name) for name in names]
 
 
-def halves(block: nn.Module, attention: list[nn.Module]) -> tuple[list[nn.Module], nn.Module | None]:
+def halves(
+    block: nn.Module, attention: list[nn.Module]
+) -> tuple[list[nn.Module], nn.Module | None]:
     """Modules whose outputs a block adds to the residual stream.
 
     Returns:
@@ -77,12 +79,3 @@ def halves(block: nn.Module, attention: list[nn.Module]) -> tuple[list[nn.Module
         if isinstance(getattr(block, name, None), nn.Module):
             return attention, getattr(block, name)
     return attention, None
-
-
-@contextmanager
-def together(*contexts: Any) -> Iterator[None]:
-    """Enters all contexts; leaves those entered when one fails."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield

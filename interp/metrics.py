@@ -7,6 +7,9 @@ from interp.errors import InputError
 
 LEVEL, RESAMPLES, BLOCKS = 0.95, 2000, 8
 
+BOUNDS = np.array(["low", "high"], dtype=object)
+"""Along `bound`; objects, since Zarr has no stable type of fixed-length strings."""
+
 
 def bootstrap_interval(
     values: xr.DataArray,
@@ -68,7 +71,7 @@ def bootstrap_interval(
     bounds = means.quantile([tail, 1 - tail], "resample").where(several)
     return (
         bounds.rename(quantile="bound")
-        .assign_coords(bound=["low", "high"])
+        .assign_coords(bound=BOUNDS)
         .transpose(..., "bound")
     )
 

@@ -35,28 +35,25 @@ SOURCE = "arXiv:2402.17762"
 
 def describe(
     stream: Float[Tensor, "token channel"],
-    written: tuple[Float[Tensor, "token channel"], Float[Tensor, "token channel"]]
-    | None,
+    parts: dict[str, Float[Tensor, "token channel"]] | None = None,
 ) -> dict[str, Tensor]:
     """Statistics of one layer's stream of one text.
 
     Args:
-        stream: The residual stream.
-        written: What attention and MLP added, where they are known.
+        stream: The residual stream after a block.
+        parts: The block's `input`, and what its `attention` and `mlp` added, where
+            these are known.
     """
-    magnitude = stream.float().abs()
+    stream = stream.float()
+    magnitude = stream.abs()
     largest, channel = magnitude.max(-1)
-    writes = torch.full((2, len(stream)), torch.nan)
-    if written is not None:
-        at = channel[:, None]
-        writes = torch.stack([half.float().gather(1, at)[:, 0] for half in written])
-    flat = magnitude.flatten()
-    cells = flat.topk(min(TOP, len(flat))).indices
-    if len(cells) < TOP:
-        cells = torch.nn.functional.pad(cells, (0, TOP - len(cells)), value=-1)
-    named = cells >= 0
-    token, top_channel = cells // stream.shape[1], cells % stream.shape[1]
-    value = stream.float().flatten()[cells.clamp(min=0)]
+    writes = _written(stream, channel, parts or {})
+    # The largest cells lie in the tokens that have the largest maxima.
+    tokens = largest.topk(min(TOP, len(stream))).indices
+    cells = magnitude[tokens].flatten().topk(min(TOP, stream.shape[1])).indices
+    token, top_channel = tokens[cells // stream.shape[1]], cells % stream.shape[1]
+    value = stream[token, top_channel]
+    room = (0, TOP - len(cells))
     return {
         "norm": stream.float().norm(dim=-1),
         "max": largest,
@@ -64,11 +61,34 @@ def describe(
         "median": magnitude.median(-1).values,
         "attention_write": writes[0],
         "mlp_write": writes[1],
-        "median_all": flat.median(),
-        "top_value": value.masked_fill(~named, torch.nan),
-        "top_token": token.masked_fill(~named, -1),
-        "top_channel": top_channel.masked_fill(~named, -1),
+        "median_all": magnitude.flatten().median(),
+        "top_value": torch.nn.functional.pad(value, room, value=torch.nan),
+        "top_token": torch.nn.functional.pad(token, room, value=-1),
+        "top_channel": torch.nn.functional.pad(top_channel, room, value=-1),
     }
+
+
+def _written(
+    stream: Tensor, channel: Tensor, parts: dict[str, Tensor]
+) -> Float[Tensor, "half token"]:
+    """What attention and MLP added to each token's largest channel.
+
+    NaN unless input, attention and MLP add up to the stream there, so that a block
+    which does anything else in between is never misread.
+    """
+    unknown = torch.full((2, len(stream)), torch.nan)
+    if {"input", "attention", "mlp"} - parts.keys():
+        return unknown
+    if any(part.shape != stream.shape for part in parts.values()):
+        return unknown
+    at = channel[:, None]
+    cell = {name: part.float().gather(1, at)[:, 0] for name, part in parts.items()}
+    total = cell["input"] + cell["attention"] + cell["mlp"]
+    whole = stream.gather(1, at)[:, 0]
+    eps = torch.finfo(parts["input"].dtype).eps
+    size = sum(part.abs() for part in cell.values())
+    adds_up = bool(((total - whole).abs() <= 16 * eps * size).all())
+    return torch.stack([cell["attention"], cell["mlp"]]) if adds_up else unknown
 
 
 def stack(module: nn.Module, anatomy: Anatomy, site: str) -> list[nn.Module]:
@@ -117,6 +137,8 @@ def _watch_block(
 
     def add(half: str) -> hooks.Hook:
         def keep(output: Tensor) -> None:
+            if output.dim() == 2:  # experts flatten the tokens
+                output = output.view_as(seen["input"])
             seen[half] = seen[half] + output if half in seen else output
 
         return keep
@@ -125,15 +147,11 @@ def _watch_block(
         seen.clear()
         seen["input"] = stream
         if index == 0:
-            record(0, [describe(stream[s, t], None) for s, t in enumerate(tokens)])
+            record(0, [describe(stream[s, own]) for s, own in enumerate(tokens)])
 
     def leave(stream: Tensor) -> None:
-        written = _written(seen, stream)
         layers = [
-            describe(
-                stream[s, own],
-                None if written is None else (written[0][s, own], written[1][s, own]),
-            )
+            describe(stream[s, own], {n: part[s, own] for n, part in seen.items()})
             for s, own in enumerate(tokens)
         ]
         seen.clear()
@@ -145,15 +163,3 @@ def _watch_block(
     if mlp is not None:
         stack.enter_context(hooks.on_output(mlp, add("mlp")))
     stack.enter_context(hooks.on_output(block, leave))
-
-
-def _written(seen: dict[str, Tensor], stream: Tensor) -> tuple[Tensor, Tensor] | None:
-    """What the halves added, if input and halves add up to the block's output."""
-    if "attention" not in seen or "mlp" not in seen:
-        return None
-    attention, mlp = seen["attention"], seen["mlp"].view_as(stream)
-    if attention.shape != stream.shape:
-        return None
-    gap = (seen["input"] + attention + mlp - stream).abs().max()
-    allowed = 16 * torch.finfo(stream.dtype).eps * stream.abs().max()
-    return (attention, mlp) if gap <= allowed else None

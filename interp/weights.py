@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # They say where a model came from or how it runs, not what it computes.
-_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "_attn_implementation")
+_VOLATILE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "_attn_implementation",
+}
 
 
 def content_hash(module: "PreTrainedModel") -> str:
-    """SHA-256 over the config and over every parameter and persistent buffer.
+    """SHA-256 over the class, the config, every parameter and persistent buffer.
 
     Covers each tensor's name, dtype, shape and all of its bytes, and the config without
     the model's origin and library version. So the same checkpoint loaded in another
@@ -38,6 +44,7 @@ def content_hash(module: "PreTrainedModel") -> str:
         for key, value in module.config.to_dict().items()
         if key not in _VOLATILE
     }
+    config["class"] = type(module).__name__
     total = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     state = sorted(module.state_dict().items())
     # Tensors are independent and hashlib lets other threads run.

@@ -85,7 +85,9 @@ def statistics(
                 part.update(tile)
         return parts
 
-    done = workers.run(work, jobs, n_workers if len(jobs) > 1 else 1)
+    done: list[list[Accumulator]] = [[] for _ in jobs]
+    if kinds:
+        done = workers.run(work, jobs, n_workers if len(jobs) > 1 else 1)
     by_heads = []
     for index, heads in enumerate(ranges):
         parts, *others = done[index * stripes : (index + 1) * stripes]
@@ -98,7 +100,7 @@ def statistics(
     arrays = {name: torch.cat([h[name] for h in by_heads])[None] for name in by_heads[0]}
     for statistic in wanted:
         if isinstance(statistic, d.Edges):
-            arrays["edges"] = edge_weights(call, statistic, norm[None])
+            arrays["edges"] = edge_weights(call, statistic, norm)[None]
     return arrays
 
 
@@ -130,44 +132,43 @@ def accumulators(
 
 
 def edge_weights(
-    call: AttentionCall, edges: d.Edges, norm: Float[Tensor, "batch head query"]
-) -> Float[Tensor, "batch head query edge"]:
+    call: AttentionCall, edges: d.Edges, norm: Float[Tensor, "head query"]
+) -> Float[Tensor, "head query edge"]:
     """Weights at named pairs, gathered: the cost follows the number of pairs.
 
     Args:
-        call: The attention call.
+        call: Of one sample.
         edges: Target keys of each query.
         norm: Log-sum-exp with the learned sink, nats.
     """
     result = []
-    for targets in edges.resolve(call.mask, call.query.device):
-        targets = targets.expand(call.n_batch, -1, -1)
+    for rows in edges.resolve(call.mask, call.query.device):
         mass = torch.zeros_like(norm)
-        for m in range(targets.shape[-1]):
-            mass += _pair_weights(call, targets[..., m], norm)
-        mass.masked_fill_((targets < 0).all(-1)[:, None], torch.nan)
-        result.append(mass)
+        for targets in rows[0].unbind(-1):
+            mass += _pair_weights(call, targets, norm)
+        result.append(mass.masked_fill_((rows[0] < 0).all(-1), torch.nan))
     if not result:
         return norm.new_empty(*norm.shape, 0)
     unseen = norm == -torch.inf
     return torch.stack(result, -1).masked_fill(unseen[..., None], torch.nan)
 
 
-def _pair_weights(call: AttentionCall, targets: Tensor, norm: Tensor) -> Tensor:
-    """p of each query on its one target `[batch, query]`, 0 where there is none."""
+def _pair_weights(
+    call: AttentionCall, targets: Tensor, norm: Tensor
+) -> Float[Tensor, "head query"]:
+    """p of each query on its one target `[query]`, 0 where there is none."""
     index = targets.clamp(min=0)
-    per_head = index[:, None, :, None].expand(-1, call.key.shape[1], -1, 1)
-    key = call.key.gather(2, per_head.expand(-1, -1, -1, call.key.shape[3]))
-    query = call.query.unflatten(1, (-1, call.group_size)).to(call.dtype)
-    logits = (query * key[:, :, None].to(call.dtype)).sum(-1).flatten(1, 2)
-    logits = logits * call.score.scale
+    key = call.key[0].index_select(1, index).to(call.dtype)
+    query = call.query[0].to(call.dtype)
+    dots = torch.einsum("gnqd,gqd->gnq", query.unflatten(0, (len(key), -1)), key)
+    logits = dots.flatten(0, 1) * call.score.scale
     if call.score.softcap is not None:
         logits = call.score.softcap * torch.tanh(logits / call.score.softcap)
     bias = call.score.position_bias
     if bias is not None:
-        at = index[:, None, :, None].expand(-1, bias.shape[1], -1, 1)
-        logits = logits + bias.expand(call.n_batch, -1, -1, -1).gather(3, at)[..., 0]
-    seen = call.mask.pairs(targets)
+        rows = torch.arange(len(index), device=index.device)
+        logits = logits + bias[0, :, rows, index]
+    seen = call.mask.pairs(targets[None])[0]
     return (logits - norm).exp().masked_fill(~seen, 0.0).nan_to_num(0.0)
 
 

@@ -1,32 +1,26 @@
 """Every detector on every head of a model, over several texts, with intervals."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.capture import union
-from interp.errors import InputError, NotCapturedError
-from interp.metrics import BLOCKS, LEVEL, RESAMPLES, block_means, bootstrap_interval
-from interp.probes.activations import LOOSE_RATIO, MassiveActivations, residual
-from interp.probes.detector import (
-    HEADS,
-    REPEATED_RANDOM,
-    TEXT,
-    Detector,
-    RowDetector,
-    site_of,
-    statistic,
-)
+from interp import tracing
+from interp.capture import Capture, union
+from interp.errors import InputError
+from interp.metrics import BOUNDS
+from interp.probes.activations import MassiveActivations
+from interp.probes.detector import HEADS, REPEATED_RANDOM, TEXT, Detector
+from interp.probes.reading import Bootstrap, Reading, read, summarize
 from interp.probes.registry import Chosen, resolve
 from interp.probes.sinks import SinkTokens
+from interp.probes.tokens import over_tokens
 from interp.tasks import BLOCK, COPIES, repeated_random_for
-from interp.tracing import trace as trace_model
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -34,23 +28,18 @@ if TYPE_CHECKING:
 Texts = str | Sequence[str] | Mapping[str, str]
 """One text, several, or several by name."""
 
-PROVENANCE = ("model", "model_hash", "model_type", "device", "dtype", "impl", "versions")
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the input, its layers done, and its layers in all."""
 
-
-@dataclass(frozen=True)
-class Reading:
-    """What the detectors of one task measured on one input."""
-
-    name: str
-    """Of the text, or `repeated_random_<seed>`."""
-    measured: dict[str, xr.DataArray]
-    """Over (layer, head), by the detector's name."""
-    blocks: dict[str, tuple[xr.DataArray, xr.DataArray]]
-    """Means and counts of contiguous queries, of detectors that have rows."""
-    site: str
-    """Of the heads."""
-    skipped: dict[str, str]
-    """What could not be measured, and why."""
+PROVENANCE = (
+    "model",
+    "model_hash",
+    "model_type",
+    "device",
+    "dtype",
+    "impl",
+    "versions",
+)
 
 
 def atlas(
@@ -58,58 +47,249 @@ def atlas(
     texts: Texts,
     *,
     detectors: Chosen = None,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Iterable[int] = (0, 1, 2),
     block: int = BLOCK,
     copies: int = COPIES,
     max_tokens: int | None = None,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap | None = None,
     store: str | Path | None = None,
     resume: bool = True,
     command: str = "",
-    progress: Any = None,
-    trace: Callable[..., xr.DataTree] = trace_model,
+    progress: Progress | None = None,
+    trace: Callable[..., xr.DataTree] = tracing.trace,
 ) -> xr.DataTree:
     """Run detectors on every head.
 
     Each text is traced once, with all that its detectors need together. Detectors of
     the task "repeated_random" read a block of random tokens that stands several times,
-    once for each of `seeds`.
+    traced once for each of `seeds`.
 
     Args:
         model: As `interp.load` returns it.
         texts: One text, several, or several by name.
         detectors: Names, or detectors with other options; None is all. Those over
-            tokens fill the nodes of the texts, which every atlas has.
-        seeds: Of the repeated random tokens, one trace each.
-        block: Tokens of the random block; shorter where the context is.
+            tokens set the options of the texts' nodes, which every atlas has.
+        seeds: Of the repeated random tokens.
+        block: Tokens of the random block; fewer where the context is short.
         copies: How many times the block stands.
         max_tokens: Keep at most this many tokens of each text.
-        level: Of the intervals.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        bootstrap: How intervals are made.
         store: Folder for the traces, one store each; None keeps them in memory.
         resume: Go on with what an interrupted run left in `store`.
         command: How to make this atlas again, for the record.
-        progress: Passed on to every trace.
-        trace: Traces a model; `interp.trace` or a stand-in.
+        progress: Told of every layer.
+        trace: Traces a model.
 
     Returns:
-        A node `heads` over (layer, head) with a mean over texts for each detector, its
-        `<name>_interval` (layer, head, bound) and its `<name>_texts` (text, layer,
-        head); and a node `text_<n>` for each text, over its tokens and layers.
+        A node `heads`: for each detector its mean over texts (layer, head), its
+        `<name>_interval` (layer, head, bound) and `<name>_texts` (text, layer, head).
+        Nodes `text_0`, `text_1`, ...: sinks and massive activations, token by token.
 
     Raises:
         InputError: No text, an unknown detector, or detectors of different sites.
     """
-    named = _named(texts)
-    chosen = resolve(detectors)
+    chosen, seeds = resolve(detectors), tuple(seeds)
     of_heads = [detector for detector in chosen if detector.dims == HEADS]
-    site = _common_site(of_heads)
-    of_tokens = {each.name: each for each in chosen if each.dims != HEADS}
-    sink_tokens = replace(of_tokens.get("sink_tokens", SinkTokens()), site=site)
-    massive = of_tokens.get("massive_activations", MassiveActivations())
-    # The registry's types; anything else under these names is the caller's own.
-    assert isinstance(sink_tokens, SinkTokens), sink_tokens
-    assert isinstance(massive, MassiveActivations), massive
+    sinks = SinkTokens(site=_common_site(of_heads))
+    sinks = next((d for d in chosen if isinstance(d, SinkTokens)), sinks)
+    massive = MassiveActivations()
+    massive = next((d for d in chosen if isinstance(d, MassiveActivations)), massive)
+    bootstrap = bootstrap or Bootstrap()
+
+    skipped: dict[str, str] = {}
+    on_text = [detector for detector in of_heads if detector.task == TEXT]
+    jobs = _texts(texts, on_text, needs=union([sinks.needs, massive.needs]))
+    n_texts = len(jobs)
+    on_random = [detector for detector in of_heads if detector.task == REPEATED_RANDOM]
+    if on_random:
+        jobs += _repeated_random(
+            model, on_random, seeds, block, copies, max_tokens, skipped
+        )
+
+    readings, nodes, provenance = [], {}, {}
+    for job in jobs:
+        traced = trace(
+            model,
+            job.inputs,
+            capture=union([job.needs, *(each.needs for each in job.detectors)]),
+            out=None if store is None else Path(store) / f"{job.key}.zarr",
+            resume=resume,
+            max_tokens=max_tokens,
+            name=job.name,
+            attrs=job.attrs,
+            progress=partial(progress, job.name) if progress else None,
+        )
+        provenance |= {key: traced.attrs.get(key, "") for key in PROVENANCE}
+        reading = read(job.name, traced, job.detectors)
+        readings.append(reading)
+        for each in json.loads(traced.attrs.get("skipped", "[]")):
+            skipped.setdefault(each["what"], each["why"])
+        skipped |= reading.skipped
+        if job.attrs["task"] == TEXT:
+            nodes[job.key] = over_tokens(traced, sinks, massive)
+
+    heads = _heads(of_heads, readings, bootstrap)
+    for detector in of_heads:
+        if detector.name in heads:
+            lines = _python(detector, jobs, block, copies, max_tokens)
+            heads[detector.name].attrs["python"] = lines
+    tree = xr.DataTree.from_dict({"heads": heads, **nodes})
+    tree.attrs = {
+        **provenance,
+        "n_layers": heads.sizes.get("layer", 0),
+        "n_heads": heads.sizes.get("head", 0),
+        "n_kv_heads": len(set(heads["kv_head"].values)) if "kv_head" in heads else 0,
+        "n_texts": n_texts,
+        "seed": bootstrap.seed,
+        "seeds": json.dumps(seeds),
+        "epsilon": sinks.epsilon,
+        "intervals": _said(heads),
+        "skipped": json.dumps([{"what": a, "why": b} for a, b in skipped.items()]),
+        "command": command,
+    }
+    return tree
+
+
+def to_table(atlas: xr.DataTree) -> pd.DataFrame:
+    """An atlas as one row a head.
+
+    Returns:
+        Columns layer, head, kv_head, each detector's mean under its name, then each
+        interval as `<name>_low` and `<name>_high`. Heads that a layer lacks are left
+        out.
+    """
+    heads = atlas["heads"].to_dataset()
+    names = [str(name) for name in heads if f"{name}_interval" in heads]
+    columns = {name: heads[name] for name in names}
+    for name in names:
+        for bound in BOUNDS:
+            interval = heads[f"{name}_interval"]
+            columns[f"{name}_{bound}"] = interval.sel(bound=bound, drop=True)
+    # A layer without any value is kept: it is the layer that is broken.
+    has_value = heads[names].to_dataarray().notnull().any("variable")
+    kept = (has_value | ~has_value.any("head")).transpose(*HEADS).values.ravel()
+    table = xr.Dataset(columns).to_dataframe(dim_order=list(HEADS)).reset_index()
+    return table.loc[kept, ["layer", "head", "kv_head", *columns]].reset_index(
+        drop=True
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One input to trace."""
+
+    key: str
+    """Name of the store, and of the node."""
+    name: str
+    """What the input is called."""
+    inputs: Any
+    """Text or token ids."""
+    attrs: dict[str, str | int]
+    """Of the trace; says the task."""
+    detectors: list[Detector]
+    """That read it."""
+    needs: Capture
+    """What has to be captured besides."""
+
+
+def _texts(texts: Texts, detectors: list[Detector], needs: Capture) -> list[_Job]:
+    """A job for each text."""
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, Mapping):
+        texts = {f"text {index}": text for index, text in enumerate(texts)}
+    if not texts:
+        raise InputError("An atlas needs at least one text; got none. Give one.")
+    return [
+        _Job(f"text_{index}", name, text, {"task": TEXT}, detectors, needs)
+        for index, (name, text) in enumerate(texts.items())
+    ]
+
+
+def _repeated_random(
+    model: "Model",
+    detectors: list[Detector],
+    seeds: Iterable[int],
+    block: int,
+    copies: int,
+    max_tokens: int | None,
+    skipped: dict[str, str],
+) -> list[_Job]:
+    """A job for each seed; what the model has no room for goes to `skipped`."""
+    jobs = []
+    for seed in seeds:
+        try:
+            task = repeated_random_for(
+                model, block=block, copies=copies, seed=seed, max_tokens=max_tokens
+            )
+        except InputError as error:
+            skipped |= {detector.name: str(error) for detector in detectors}
+            break
+        if task.note:
+            skipped["part of the repeated random tokens"] = task.note
+        name = f"{REPEATED_RANDOM}_{seed}"
+        jobs.append(_Job(name, name, task.ids, task.attrs, detectors, task.capture))
+    return jobs
+
+
+def _common_site(detectors: Iterable[Detector]) -> str | None:
+    """The one site that all detectors read; an atlas maps one grid of heads."""
+    sites = {detector.site for detector in detectors}
+    if len(sites) > 1:
+        raise InputError(
+            "An atlas maps the heads of one site; the detectors read "
+            f"{', '.join(sorted(str(site) for site in sites))}. Give all the same site."
+        )
+    return next(iter(sites), None)
+
+
+def _heads(
+    detectors: Iterable[Detector], readings: Sequence[Reading], bootstrap: Bootstrap
+) -> xr.Dataset:
+    """The node over (layer, head)."""
+    names = [reading.name for reading in readings]
+    found: dict[str, xr.DataArray] = {}
+    for detector in detectors:
+        of_task = [r for r in readings if r.task == detector.task]
+        found |= summarize(detector, of_task, names, bootstrap)
+    return xr.Dataset(found)
+
+
+def _said(heads: xr.Dataset) -> str:
+    """How intervals were made, each way once, with the detectors that it holds for."""
+    ways: dict[str, list[str]] = {}
+    for name, array in heads.items():
+        if f"{name}_interval" in heads:
+            ways.setdefault(array.attrs["interval"], []).append(str(name))
+    return "; ".join(f"{', '.join(names)}: {how}" for how, names in ways.items())
+
+
+def _python(
+    detector: Detector,
+    jobs: Iterable[_Job],
+    block: int,
+    copies: int,
+    max_tokens: int | None,
+) -> str:
+    """Lines that give a detector's value on the first input of its task."""
+    kind = type(detector)
+    options = [
+        f"{f.name}={getattr(detector, f.name)!r}"
+        for f in fields(detector)
+        if getattr(detector, f.name) != f.default
+    ]
+    call = f"{kind.__name__}({', '.join(options)})"
+    imports = ["import interp", f"from {kind.__module__} import {kind.__name__}"]
+    limit = "" if max_tokens is None else f", max_tokens={max_tokens}"
+    if detector.task == TEXT:
+        lines = [f"trace = interp.trace(model, text, capture={call}.needs{limit})"]
+    else:
+        seed = next(job.attrs["seed"] for job in jobs if detector in job.detectors)
+        size = f"block={block}, copies={copies}, seed={seed}{limit}"
+        imports.append("from interp.tasks import repeated_random_for")
+        lines = [
+            f"task = repeated_random_for(model, {size})",
+            "trace = interp.trace("
+            "model, task.ids, capture=task.capture, attrs=task.attrs)",
+        ]
+    return "\n".join([*imports, "", *lines, f"{call}(trace)"])

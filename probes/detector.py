@@ -113,7 +113,9 @@ def site_of(trace: xr.DataTree, site: str | None = None) -> xr.DataTree:
     wanted = (site,) if site else ("self", "encoder")
     found = [trace.children[name] for name in wanted if name in trace.children]
     for node in found:
-        if node.sizes["query"] > 1 or node is found[-1]:
+        if max(node.sizes.get(dim, 0) for dim in ("query", "key")) > 1:
+            return node
+        if node is found[-1]:
             return node
     raise NotCapturedError(
         f"Asked for the site {' or '.join(wanted)}; the trace holds "

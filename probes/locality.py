@@ -11,7 +11,7 @@ from interp.errors import InputError
 from interp.kernels import definitions
 from interp.kernels.definitions import FirstMass, LearnedSink, LocalMass
 from interp.probes.detector import HEADS, Detector, RowDetector, site_of, statistic
-from interp.probes.visibility import visible_keys
+from interp.probes.visibility import require_causal, visible_keys
 
 LEAST_REST = 1e-3
 """Mass outside the first key below which a row says nothing about the other keys."""
@@ -32,7 +32,9 @@ class Distance(RowDetector):
     name = "distance"
     unit = "tokens"
     long_name = "mean attention distance"
-    description = "How many tokens back the head looks, on average."
+    description = (
+        "How many tokens back the head looks, on average; below 0, it looks ahead."
+    )
     source = "arXiv:2510.13554 Eq. 7; the first row is left out"
 
     @property
@@ -49,7 +51,7 @@ class Distance(RowDetector):
             first = statistic(trace, "first_mass", self.site)
             rest = 1 - first - statistic(trace, "learned_sink", self.site)
             distance = distance - first * distance["query"]
-            distance = (distance / rest.where(rest > LEAST_REST)).clip(min=0)
+            distance = distance / rest.where(rest > LEAST_REST)
         return distance.where(distance["query"] >= 1)
 
 
@@ -107,7 +109,13 @@ class Local(RowDetector):
         return Capture((LocalMass(self.window),), edges=None, residual=False)
 
     def rows(self, trace: xr.DataTree) -> xr.DataArray:
-        """Local mass of every row longer than the window."""
+        """Local mass of every row longer than the window.
+
+        Raises:
+            NotCapturedError: Queries look ahead, which the statistic counts as near.
+        """
+        node = site_of(trace, self.site)
+        require_causal(node, "local", "all keys ahead would count as near")
         mass = statistic(trace, "local_mass", self.site, window=self.window)
         return mass.where(mass["query"] >= self.window)
 
@@ -144,7 +152,13 @@ class GlobalHead(Detector):
         return self._distance.needs
 
     def measure(self, trace: xr.DataTree) -> xr.DataArray:
-        """Mean distance, which averages over texts."""
+        """Mean distance, which averages over texts.
+
+        Raises:
+            NotCapturedError: Queries look ahead, and distances cancel.
+        """
+        node = site_of(trace, self.site)
+        require_causal(node, "global_head", "distances back and ahead would cancel")
         return self._distance.measure(trace)
 
     def finish(self, measured: xr.DataArray) -> xr.DataArray:

@@ -9,19 +9,28 @@ import xarray as xr
 from interp.errors import NotCapturedError
 from interp.metrics import (
     BLOCKS,
+    BOUNDS,
     LEVEL,
     RESAMPLES,
     block_means,
     bootstrap_interval,
 )
-from interp.probes.detector import HEADS, REPEATED_RANDOM, Detector, RowDetector
-
-BOUNDS = ["low", "high"]
+from interp.probes.detector import (
+    HEADS,
+    REPEATED_RANDOM,
+    TEXT,
+    Detector,
+    RowDetector,
+)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made."""
+    """How intervals are made.
+
+    Over several texts, or over stretches of a single one; there, what drifts along the
+    text, such as distance, has a wide interval.
+    """
 
     level: float = LEVEL
     """Share of resampled means inside an interval."""
@@ -57,6 +66,8 @@ class Reading:
 
     name: str
     """Of the input."""
+    task: str
+    """What the input is: "text" or "repeated_random"."""
     measured: dict[str, xr.DataArray]
     """Over (layer, head), by the detector's name."""
     blocks: dict[str, tuple[xr.DataArray, xr.DataArray]]
@@ -82,13 +93,18 @@ def read(
         blocks: Contiguous stretches of queries to keep means of, for the interval of
             a single text.
     """
-    reading = Reading(name, {}, {}, {}, {})
+    task = trace.attrs.get("task", TEXT)
+    reading = Reading(name, task, {}, {}, {}, {})
     for detector in detectors:
         try:
             measured = detector.measure(trace)
         except NotCapturedError as error:
             reading.skipped[detector.name] = str(error)
             continue
+        if not measured.notnull().any():
+            reading.skipped[detector.name] = (
+                f"no value on {name}: none of its tokens counts. {detector.description}"
+            )
         reading.measured[detector.name] = _bare(measured)
         reading.sites[detector.name] = detector.site_name(trace)
         if isinstance(detector, RowDetector):
@@ -120,11 +136,11 @@ def summarize(
     if not having:
         return {}
     measured = xr.concat([reading.measured[name] for reading in having], "text")
-    measured = measured.assign_coords(text=[reading.name for reading in having])
+    measured = measured.assign_coords(text=_strings(reading.name for reading in having))
     mean = detector.labelled(detector.finish(measured.mean("text")))
     mean = mean.assign_attrs(task=detector.task, site=having[0].sites[name])
     bounds, how = _interval(detector, measured, having, bootstrap)
-    each = detector.finish(measured).reindex(text=list(inputs))
+    each = detector.finish(measured).reindex(text=_strings(inputs))
     mean = mean.transpose(*HEADS).assign_attrs(interval=how)
     return {
         name: mean,
@@ -153,6 +169,8 @@ def _interval(
     if detector.name not in readings[0].blocks:
         return _no_interval(measured), "none: one text, and queries have no own value"
     means, counts = readings[0].blocks[detector.name]
+    if means.sizes["block"] < 2:
+        return _no_interval(measured), "none: one text with too few queries that count"
     over = f"{means.sizes['block']} contiguous stretches of the queries of one text"
     return bootstrap.interval(means, "block", counts), bootstrap.says(over)
 
@@ -166,3 +184,8 @@ def _bare(values: xr.DataArray) -> xr.DataArray:
     """Only the coordinates that name heads, and no attributes."""
     extra = set(values.coords) - {*HEADS, "kv_head"}
     return values.drop_vars(extra).drop_attrs()
+
+
+def _strings(names: Iterable[str]) -> np.ndarray:
+    """As objects: Zarr has no stable type of fixed-length strings."""
+    return np.array(list(names), dtype=object)

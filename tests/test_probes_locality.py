@@ -5,7 +5,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.errors import InputError
+from interp.errors import InputError, NotCapturedError
 from interp.probes.locality import Distance, Entropy, GlobalHead, Local
 
 
@@ -126,6 +126,14 @@ def test_a_missing_head_has_no_label_and_no_rank():
 def test_shares_that_overlap_are_refused(share):
     with pytest.raises(InputError, match="share"):
         GlobalHead(share=share)
+
+
+@pytest.mark.parametrize("detector", [Local(), GlobalHead()])
+def test_where_queries_look_ahead_near_and_far_are_not_told_apart(detector):
+    encoder = hand.trace(encoder=hand.site(hand.uniform(4)))
+
+    with pytest.raises(NotCapturedError, match="site encoder, where queries also look"):
+        detector(encoder)
 
 
 def test_the_split_of_a_trace_is_that_of_its_distances():

@@ -2,7 +2,7 @@ import hand_traces as hand
 import numpy as np
 import pytest
 
-from interp.errors import InputError
+from interp.errors import InputError, NotCapturedError
 from interp.probes.sinks import (
     LearnedSinks,
     Sinks,
@@ -10,7 +10,7 @@ from interp.probes.sinks import (
     SinkTokens,
     sink_metric,
 )
-from interp.probes.visibility import visible_keys, visible_queries
+from interp.probes.visibility import sees_first_key, visible_keys, visible_queries
 
 SELF = np.arange(10)
 """Targets of a head whose queries look at themselves."""
@@ -132,11 +132,33 @@ def test_visible_pairs_are_counted_as_in_the_mask(site, window):
     assert keys.values.ravel().tolist() == sees.sum(1).tolist()
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 9])
+def test_visible_pairs_are_counted_as_in_chunks(chunk):
+    index = np.arange(7)
+    sees = np.tril(index[:, None] // chunk == index // chunk)
+    node = hand.site(hand.uniform(7)).assign_coords(chunk=("layer", [float(chunk)]))
+    node = hand.trace(self=node).children["self"]
+
+    assert visible_queries(node).values.ravel().tolist() == sees.sum(0).tolist()
+    assert visible_keys(node).values.ravel().tolist() == sees.sum(1).tolist()
+    assert sees_first_key(node).values.ravel().tolist() == [
+        bool(sees[query, 0] and query) for query in index
+    ]
+
+
 def test_padded_samples_count_only_their_own_queries():
-    node = hand.site(hand.uniform(5)).assign_coords(length=("sample", [5, 3]))
+    node = hand.site(hand.uniform(5)).assign_coords(query_length=("sample", [5, 3]))
     seen = visible_queries(hand.trace(self=node).children["self"]).squeeze("layer")
 
     assert seen.transpose("sample", "key").values.tolist() == [
         [5, 4, 3, 2, 1],
         [3, 2, 1, 0, 0],
     ]
+
+
+def test_queries_of_cross_attention_are_not_guessed_from_its_keys():
+    node = hand.site(hand.uniform(9))[["received"]].drop_dims("query")
+
+    assert SinksAnywhere()(hand.trace(self=node)).item() > 0
+    with pytest.raises(NotCapturedError, match="site cross"):
+        SinksAnywhere(site="cross")(hand.trace(cross=node))

@@ -5,6 +5,7 @@ and an error in a rule shows. Every call builds a fresh model from the same seed
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers as hf
@@ -14,26 +15,26 @@ from torch import Tensor
 D_MODEL, N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD = 32, 2, 4, 2, 8
 VOCAB, N_TOKENS, WINDOW = 96, 12, 5
 
-_TOKENS = {
+_TOKENS: dict[str, Any] = {
     "vocab_size": VOCAB,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_STACK = {
+_STACK: dict[str, Any] = {
     "hidden_size": D_MODEL,
     "intermediate_size": 48,
     "num_hidden_layers": N_LAYERS,
     "num_attention_heads": N_HEADS,
     **_TOKENS,
 }
-_GROUPED = {
+_GROUPED: dict[str, Any] = {
     **_STACK,
     "num_key_value_heads": N_KV_HEADS,
     "head_dim": D_HEAD,
     "max_position_embeddings": 64,
 }
-_MOE = {"num_local_experts": 2, "num_experts_per_tok": 1}
+_MOE: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
 
 
 def _gpt2() -> hf.PreTrainedModel:
@@ -81,14 +82,13 @@ def _whisper() -> hf.PreTrainedModel:
 
 def _t5() -> hf.PreTrainedModel:
     config = hf.T5Config(
-        **_TOKENS,
+        **{**_TOKENS, "decoder_start_token_id": 0},
         d_model=D_MODEL,
         d_kv=D_HEAD,
         d_ff=48,
         num_layers=N_LAYERS,
         num_decoder_layers=N_LAYERS,
         num_heads=N_HEADS,
-        decoder_start_token_id=0,
     )
     return hf.T5ForConditionalGeneration(config)
 
@@ -118,7 +118,7 @@ def _vit() -> hf.PreTrainedModel:
         num_attention_heads=N_HEADS,
         image_size=12,
         patch_size=4,
-        num_labels=3,
+        id2label={0: "zero", 1: "one", 2: "two"},
     )
     return hf.ViTForImageClassification(config)
 

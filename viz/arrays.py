@@ -46,6 +46,13 @@ def require(array: Any, dims: tuple[str, ...], figure: str) -> xr.DataArray:
     return array.transpose(*dims)
 
 
+def depth_of(array: Any) -> str:
+    """The axis of hidden states: its name in an atlas, else that in a trace."""
+    return (
+        "layer_residual" if "layer_residual" in getattr(array, "dims", ()) else "layer"
+    )
+
+
 def title(array: xr.DataArray) -> str:
     """The array's long name, else its name."""
     return str(array.attrs.get("long_name") or array.name or "value")
@@ -81,3 +88,12 @@ def finite(array: xr.DataArray) -> np.ndarray:
     """The values that are numbers, flat."""
     values = np.asarray(array.values, dtype=np.float64).ravel()
     return values[np.isfinite(values)]
+
+
+def correlation(first: xr.DataArray, second: xr.DataArray) -> float:
+    """Pearson's r of two arrays over the same axes; NaN where it is undefined."""
+    x, y = first.values.ravel(), second.transpose(*first.dims).values.ravel()
+    known = np.isfinite(x) & np.isfinite(y)
+    if known.sum() < 3 or not (x[known].std() and y[known].std()):
+        return float("nan")
+    return float(np.corrcoef(x[known], y[known])[0, 1])

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+SPLIT = "global_head"
+"""Classes of heads by how far they look; drawn among the distances."""
+
 SUFFIXES = ("_interval", "_texts")
 
 

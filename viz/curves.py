@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.viz import theme
-from interp.viz.arrays import finite, index, labels, require, title, unit
+from interp.viz.arrays import depth_of, finite, index, labels, require, title, unit
 from interp.viz.numbers import number
 from interp.viz.tokens import literal
 
@@ -23,8 +23,9 @@ def magnitude_curve(
 ) -> go.Figure:
     """Largest and median magnitude of the residual stream, layer by layer, log axis.
 
-    The channel of the largest magnitude is written where it changes. The dashed line
-    is what a massive activation exceeds: 100, and 1,000 times the median.
+    Each channel that holds the maximum is named at its peak. The band
+    reaches down to the smallest of the recorded ones. The dashed line is what a massive
+    activation exceeds: 100, and 1,000 times the median.
 
     Args:
         top_value: Largest cells of each layer, over (layer, rank), signed.
@@ -35,34 +36,30 @@ def magnitude_curve(
         InputError: Not labelled arrays.
         ShapeError: Other axes.
     """
-    depth = "layer_residual" if "layer_residual" in top_value.dims else "layer"
+    depth = depth_of(top_value)
     values = require(top_value, (depth, "rank"), "magnitude_curve")
     median = require(median_all, (depth,), "magnitude_curve").values
     layers, measure = index(values, depth), literal(unit(values))
-    largest = np.abs(values.values[:, 0]).astype(np.float64)
-    second = np.abs(values.values[:, -1]).astype(np.float64)
+    sizes = np.abs(values.values).astype(np.float64)
+    largest, least = sizes[:, 0], sizes[:, -1]
     names = [""] * len(layers)
     if top_channel is not None:
         channel = require(top_channel, (depth, "rank"), "magnitude_curve").values[:, 0]
         names = [f", channel {int(name)}" for name in channel]
     threshold = np.maximum(LARGEST, RATIO * median)
-    blue, orange = theme.LIGHT.categories[0], theme.LIGHT.categories[1]
+    blue, orange = theme.MARKS[:2]
     figure = go.Figure(
         [
-            _line(
-                layers,
-                second,
-                f"rank {values.sizes['rank']}",
-                blue,
-                width=1,
-                dash="dot",
-            ),
+            _line(layers, least, f"the {sizes.shape[1]} largest", blue, width=0),
             _line(layers, largest, "largest", blue, width=2.5, mode="lines+markers"),
-            _line(layers, median, "median", "#8a8f94", width=2),
             _line(layers, threshold, "massive above", orange, width=1.5, dash="dash"),
+            _line(layers, median, "median", theme.NEUTRAL, width=2),
         ]
     )
+    figure.data[0].update(showlegend=False, hoverinfo="skip", hovertemplate=None)
     figure.data[1].update(
+        fill="tonexty",
+        fillcolor="rgba(42,134,196,0.16)",
         text=[
             f"largest: {number(size)} {measure}{name}"
             for size, name in zip(largest, names, strict=True)
@@ -79,12 +76,15 @@ def magnitude_curve(
     )
     known = np.concatenate([largest, median])
     known = known[np.isfinite(known) & (known > 0)]
-    figure.update_yaxes(type="log", title=f"magnitude ({measure})", dtick=1)
+    figure.update_yaxes(
+        type="log", title=f"magnitude ({measure})", dtick=1, tickformat=",~g"
+    )
     if known.size:
         low, high = np.log10(known.min()), np.log10(max(known.max(), LARGEST))
         figure.update_yaxes(range=[float(low) - 0.2, float(high) + 0.55])
     figure.update_xaxes(
-        title="hidden state (0 is the embedding, l follows block l \N{MINUS SIGN} 1)"
+        title="hidden state (0 is the embedding, l follows block l \N{MINUS SIGN} 1)",
+        range=[layers[0] - 0.5, layers[-1] + 0.5],
     )
     return figure
 
@@ -94,7 +94,7 @@ def head_distribution(
 ) -> go.Figure:
     """Every head as a point over its layer, with median and quartiles of the layer.
 
-    The axis is logarithmic where positive values span more than a factor of 30.
+    The axis is logarithmic where positive values span more than a factor of 100.
 
     Args:
         array: One value a head, over (layer, head).
@@ -109,17 +109,19 @@ def head_distribution(
     values = array.values.astype(np.float64)
     known = finite(array)
     quarter, half, upper = (_quantile(values, q) for q in (0.25, 0.5, 0.75))
-    accent = "#7d858c"
     figure = go.Figure(
         [
-            _line(layers, upper, "quartiles", accent, width=0),
-            _line(layers, quarter, "middle half of the heads", accent, width=0),
-            _line(layers, half, "median head", accent, width=2),
+            _line(layers, upper, "quartiles", theme.NEUTRAL, width=0),
+            _line(layers, quarter, "middle half of the heads", theme.NEUTRAL, width=0),
+            _line(layers, half, "median head", theme.NEUTRAL, width=2),
         ]
     )
-    figure.data[0].update(showlegend=False, hoverinfo="skip")
+    figure.data[0].update(showlegend=False, hoverinfo="skip", hovertemplate=None)
     figure.data[1].update(
-        fill="tonexty", fillcolor="rgba(125,133,140,0.22)", hoverinfo="skip"
+        fill="tonexty",
+        fillcolor="rgba(134,141,148,0.22)",
+        hoverinfo="skip",
+        hovertemplate=None,
     )
     place = (np.arange(len(heads)) - (len(heads) - 1) / 2) / max(len(heads), 2) * 0.6
     x = layers[:, None] + place[None, :]
@@ -135,17 +137,13 @@ def head_distribution(
             showlegend=classes is not None,
             marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.85},
             hovertemplate="<b>%{text}</b><br>"
-            + f"{literal(title(array))}: %{{y:.3~g}} {literal(unit(array))}"
+            + f"{literal(title(array))}: %{{y:,.3~r}} {literal(unit(array))}"
             + f"{f', {name}' if name else ''}<extra></extra>",
         )
     figure.update_layout(template=theme.template(), title=title(array), height=300)
     figure.update_xaxes(title="layer", range=[layers[0] - 0.6, layers[-1] + 0.6])
     figure.update_yaxes(title=f"{literal(title(array))} ({literal(unit(array))})")
-    positive = known.size and known.min() > 0
-    if positive and known.max() > 30 * known.min():
-        figure.update_yaxes(type="log", dtick=1)
-    else:
-        figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(**_wide_axis(known))
     return figure
 
 
@@ -157,7 +155,7 @@ def head_scatter(
     """Two quantities of every head against each other.
 
     Args:
-        horizontal: One value a head, over (layer, head); log axis if it spans far.
+        horizontal: One value a head, over (layer, head).
         vertical: One value a head, over (layer, head).
         classes: The heads' classes, over (layer, head), as color and symbol.
 
@@ -187,8 +185,8 @@ def head_scatter(
             showlegend=classes is not None,
             marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.8},
             hovertemplate="<b>%{text}</b><br>"
-            + f"{literal(title(horizontal))}: %{{x:.3~g}} {literal(unit(horizontal))}"
-            + f"<br>{literal(title(vertical))}: %{{y:.3~g}} {literal(unit(vertical))}"
+            + f"{literal(title(horizontal))}: %{{x:,.3~r}} {literal(unit(horizontal))}"
+            + f"<br>{literal(title(vertical))}: %{{y:,.3~r}} {literal(unit(vertical))}"
             + "<extra></extra>",
         )
     figure.update_layout(
@@ -196,12 +194,30 @@ def head_scatter(
         title=f"{title(vertical)} against {title(horizontal)}",
         height=320,
     )
-    known = finite(horizontal)
-    if known.size and 0 < known.min() * 30 < known.max():
-        figure.update_xaxes(type="log")
-    figure.update_xaxes(title=f"{literal(title(horizontal))} ({unit(horizontal)})")
-    figure.update_yaxes(title=f"{literal(title(vertical))} ({unit(vertical)})")
+    figure.update_xaxes(
+        title=f"{literal(title(horizontal))} ({literal(unit(horizontal))})",
+        rangemode="tozero",
+    )
+    figure.update_yaxes(title=f"{literal(title(vertical))} ({literal(unit(vertical))})")
     return figure
+
+
+def _wide_axis(known: np.ndarray) -> dict:
+    """A log axis where positive values span more than a factor of 100, else linear."""
+    if not (known.size and 0 < known.min() * 100 < known.max()):
+        return {"rangemode": "tozero"}
+    low, high = np.log10(known.min()), np.log10(known.max())
+    ticks = [
+        factor * 10.0**power
+        for power in range(int(np.floor(low)), int(np.ceil(high)) + 1)
+        for factor in (1, 3)
+    ]
+    return {
+        "type": "log",
+        "range": [float(low) - 0.12, float(high) + 0.12],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,g}" for tick in ticks],
+    }
 
 
 def _line(
@@ -221,20 +237,20 @@ def _line(
         mode=mode,
         line={"color": color, "width": width, "dash": dash},
         marker={"size": 6},
-        hovertemplate=f"{name}: %{{y:.3~g}}<extra></extra>",
+        hovertemplate=f"{name}: %{{y:,.3~r}}<extra></extra>",
     )
 
 
 def _groups(array: xr.DataArray, classes: xr.DataArray | None) -> list[tuple]:
     """`(name, color, symbol, mask)` of each class, or one group of all heads."""
-    colors, symbols = theme.LIGHT.categories, ("circle", "diamond", "square", "cross")
+    colors, symbols = theme.MARKS, ("circle", "diamond", "square", "cross")
     if classes is None:
         return [("", colors[0], symbols[0], np.ones(array.shape, dtype=bool))]
     classes = require(classes, ("layer", "head"), "classes")
     names = labels(classes) or {int(v): f"{v:g}" for v in np.unique(finite(classes))}
     if sorted(names) == [-1, 0, 1]:
         colors, symbols = (
-            (colors[0], "#8a8f94", colors[1]),
+            (colors[0], theme.NEUTRAL, colors[1]),
             ("square", "circle", "diamond"),
         )
     return [
@@ -256,18 +272,26 @@ def _quantile(values: np.ndarray, share: float) -> np.ndarray:
 def _name_channels(
     figure: go.Figure, layers: np.ndarray, largest: np.ndarray, channel: np.ndarray
 ) -> None:
-    """Write the channel where it changes, unless the last label stands too near."""
-    last = -np.inf
-    for i, name in enumerate(channel):
-        changed = i == 0 or name != channel[i - 1]
-        known = np.isfinite(largest[i]) and largest[i] > 0
-        if not (changed and known) or i - last < max(2, len(layers) / 16):
+    """Write each run's channel at its peak, unless a higher one stands too near."""
+    starts = np.flatnonzero(np.diff(channel, prepend=channel[0] - 1))
+    sizes = np.nan_to_num(largest)
+    runs = np.split(np.arange(len(channel)), starts[1:])
+    peaks = sorted(
+        (int(run[np.argmax(sizes[run])]) for run in runs), key=lambda i: -sizes[i]
+    )
+    named: list[int] = []
+    for i in peaks:
+        if sizes[i] <= 0 or any(abs(i - j) < max(2, len(layers) / 16) for j in named):
             continue
-        last = i
+        named.append(i)
+        is_slope = (
+            sizes[max(i - 1, 0)] > sizes[i]
+            or sizes[min(i + 1, len(sizes) - 1)] > sizes[i]
+        )
         figure.add_annotation(
             x=layers[i],
-            y=float(np.log10(largest[i])),
-            text=f"ch {int(name)}",
+            y=float(np.log10(sizes[i])),
+            text=f"ch {int(channel[i])}",
             showarrow=False,
-            yshift=14,
+            yshift=-14 if is_slope else 14,
         )

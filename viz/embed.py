@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
-from html import escape
 
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -45,12 +44,10 @@ class FigureBook:
             kind: Class of the placeholder: "wide", or "half" for small multiples.
         """
         name = f"figure-{len(self.specs)}"
+        top = 8 if "half" in kind else 28
+        height = int(figure.layout.height or 320) - 48 + top
         bare = go.Figure(figure)
-        bare.update_layout(
-            template=None, title=None, margin_t=30 if _legend(bare) else 8
-        )
-        height = int(bare.layout.height or 300) - 40
-        bare.update_layout(height=height)
+        bare.update_layout(template=None, title=None, margin_t=top, height=height)
         self.specs[name] = str(bare.to_json())
         return Markup(
             '<div class="figure {}" id="{}" role="img" aria-label="{}" '
@@ -82,13 +79,3 @@ def style_variables() -> Markup:
         f":root{{{light}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
     )
-
-
-def _legend(figure: go.Figure) -> bool:
-    named = [trace for trace in figure.data if trace.type == "scatter" and trace.name]
-    return len(named) > 1
-
-
-def attribute(text: str) -> str:
-    """Text as the value of an HTML attribute."""
-    return escape(text)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from interp.viz.arrays import index, unit
+from interp.viz.arrays import correlation, index, unit
 from interp.viz.atlas import detector, epsilon, texts
-from interp.viz.numbers import number, percent, plural
+from interp.viz.numbers import NOTHING, number, percent, plural
 from interp.viz.tables import massive_cells, sink_tokens
 from interp.viz.tokens import visible
 
@@ -54,7 +54,7 @@ def _first_token(atlas: xr.DataTree) -> Finding | None:
     layers = index(array, "layer")
     crowded = layers[above.sum(axis=1) * 2 >= np.maximum(known.sum(axis=1), 1)]
     where = (
-        f"The first layer in which at least half of them do is {crowded[0]}."
+        f"The first layer in which at least half of the heads do is {crowded[0]}."
         if crowded.size
         else f"The first such layer is {layers[above.any(axis=1)][0]}."
     )
@@ -69,7 +69,7 @@ def _first_token(atlas: xr.DataTree) -> Finding | None:
 
 def _massive(atlas: xr.DataTree) -> Finding | None:
     cells = [cell for _, text in texts(atlas) for cell in massive_cells(text)]
-    strict = [cell for cell in cells if cell.strict]
+    strict = [cell for cell in cells if cell.strict != NOTHING]
     if not strict:
         return None
     cell = max(strict, key=lambda cell: cell.peak)
@@ -79,8 +79,8 @@ def _massive(atlas: xr.DataTree) -> Finding | None:
         f"Channel {cell.channel} of token {cell.position} "
         f"(\N{LEFT DOUBLE QUOTATION MARK}{cell.token.strip()}"
         f"\N{RIGHT DOUBLE QUOTATION MARK}) reaches "
-        f"{number(cell.peak)} in the residual stream and is massive in "
-        f"{_span_of(cell.first, cell.last)}.{writer}",
+        f"{number(cell.peak)} in the residual stream and is massive in hidden states "
+        f"{cell.strict}.{writer}",
         "activations",
     )
 
@@ -90,12 +90,16 @@ def _induction(atlas: xr.DataTree) -> Finding | None:
     if array is None or not np.isfinite(array.values).any():
         return None
     name, value = _top(array)
-    above = int((np.nan_to_num(array.values) > 0.3).sum())
-    verb = "exceeds" if above == 1 else "exceed"
+    n_above = int((np.nan_to_num(array.values) > 0.3).sum())
+    verb = "gives" if n_above == 1 else "give"
+    many = (
+        f"{verb} more than {percent(0.3)}" if n_above else f"none over {percent(0.3)}"
+    )
     return Finding(
-        f"{name} induces",
-        f"On repeated random tokens it gives {percent(value)} of its attention to what "
-        f"followed the current token before. {plural(above, 'head')} {verb} 30\u00a0%.",
+        plural(n_above, "induction head") if n_above else "No induction head",
+        f"On repeated random tokens, {name} gives {percent(value)} of its attention to "
+        f"the token that followed the current one before"
+        + (f"; {plural(n_above, 'head')} {many}." if n_above else f", {many}."),
         "strongest",
     )
 
@@ -107,10 +111,14 @@ def _span(atlas: xr.DataTree) -> Finding | None:
     middle = float(np.nanmedian(array.values))
     name, value = _top(array)
     units = unit(array) or "tokens"
+    sinks = detector(atlas, "sinks")
+    r = float("nan") if sinks is None else correlation(array, sinks)
+    also = f" With the mass on the first token it correlates with r = {number(r, 2)}."
     return Finding(
-        f"{number(middle)} {units}",
-        f"Half of the heads look less far back than this on average. {name} looks "
-        f"furthest: {number(value)} {units}.",
+        f"{number(middle)} {units} back",
+        f"Half of the heads look less far back than this on average, half further. "
+        f"{name} looks furthest: {number(value)} {units}."
+        + (also if np.isfinite(r) else ""),
         "distance",
     )
 
@@ -120,7 +128,7 @@ def _other_sinks(atlas: xr.DataTree) -> Finding | None:
         row
         for _, text in texts(atlas)
         for row in sink_tokens(text)
-        if row.position > 0 and row.share > 0
+        if row.position > 0 and row.share > 0 and row.followers >= row.position / 3
     ]
     if not rows:
         return None
@@ -153,9 +161,3 @@ def _top(array: xr.DataArray) -> tuple[str, float]:
     row, column = np.unravel_index(flat, array.shape)
     head = f"L{index(array, 'layer')[row]}.H{index(array, 'head')[column]}"
     return head, float(array.values[row, column])
-
-
-def _span_of(first: int, last: int) -> str:
-    if first == last:
-        return f"hidden state {first}"
-    return f"hidden states {first} to {last}"

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.viz import theme
-from interp.viz.arrays import finite, index, labels, require, title, unit
+from interp.viz.arrays import depth_of, finite, index, labels, require, title, unit
 from interp.viz.numbers import NOTHING, interval, number
 from interp.viz.tokens import literal
 
@@ -33,11 +33,10 @@ def head_map(array: xr.DataArray, bounds: xr.DataArray | None = None) -> go.Figu
         x=layers,
         y=heads,
         z=values,
-        text=_head_texts(array, bounds),
-        hovertemplate="%{text}<extra></extra>",
         hoverongaps=False,
         xgap=1,
         ygap=1,
+        **_hover(array, bounds),
         **(_class_colors(names) if names else _value_colors(array)),
     )
     figure = go.Figure([cells, *_gaps(layers, heads, values)])
@@ -47,11 +46,15 @@ def head_map(array: xr.DataArray, bounds: xr.DataArray | None = None) -> go.Figu
         template=theme.template(),
         title=title(array),
         height=round(max(rows, 84)) + 92,
-        margin={"l": 40, "r": 8, "t": 48, "b": 40},
+        margin={"l": 52, "r": 88, "t": 48, "b": 44},
     )
     figure.update_xaxes(title="layer", showgrid=False, range=_edges(layers))
     figure.update_yaxes(
-        title="head", showgrid=False, range=_edges(heads)[::-1], **_sparse(heads)
+        title="head",
+        showgrid=False,
+        range=_edges(heads)[::-1],
+        tickmode="linear",
+        dtick=-(-len(heads) // 9),
     )
     return figure
 
@@ -76,7 +79,7 @@ def channel_map(
         InputError: Not labelled arrays.
         ShapeError: Other axes.
     """
-    depth = "layer_residual" if "layer_residual" in top_value.dims else "layer"
+    depth = depth_of(top_value)
     axes = (depth, "rank")
     largest = require(top_value, axes, "channel_map")
     channel = require(top_channel, axes, "channel_map").values.astype(int)
@@ -141,30 +144,37 @@ def channel_map(
     return figure
 
 
-def _head_texts(array: xr.DataArray, bounds: xr.DataArray | None) -> list[list[str]]:
-    """What hovering shows, `[head][layer]`."""
-    names, measure = labels(array), literal(title(array))
-    layers, heads = index(array, "layer"), index(array, "head")
-    units = "" if names else f" {literal(unit(array))}"
-    group = array.coords.get("kv_head")
-    low = high = np.full(array.shape, np.nan)
-    if bounds is not None:
-        axes = ("layer", "head", "bound")
-        low, high = np.moveaxis(require(bounds, axes, "head_map").values, -1, 0)
+def _hover(array: xr.DataArray, bounds: xr.DataArray | None) -> dict:
+    """Head, value, unit and interval; as little text as they need, for large models."""
+    names, shape = labels(array), (array.sizes["head"], array.sizes["layer"])
+    hover: dict = {"text": np.full(shape, "").tolist()}
+    head = "<b>L%{x}.H%{y}</b>"
+    if "kv_head" in array.coords:
+        group = np.broadcast_to(array["kv_head"].values[:, None], shape)
+        hover["customdata"] = group.astype(np.int16)
+        head += " of KV group %{customdata}"
+    shown, after = f"%{{z:,.3~r}} {literal(unit(array))}", "%{text}"
+    if names:
+        shown, after = "%{text}", ""
+        hover["text"] = [
+            [names.get(int(v), "") if np.isfinite(v) else "" for v in row]
+            for row in array.values.T
+        ]
+    elif bounds is not None:
+        axes = ("head", "layer", "bound")
+        hover["text"] = [
+            ["" if s == NOTHING else f"<br>interval {s}" for s in spans]
+            for spans in _intervals(require(bounds, axes, "head_map").values)
+        ]
+    if not any(map(any, hover["text"])):
+        hover["text"], after = None, ""
+    measure = literal(title(array))
+    hover["hovertemplate"] = f"{head}<br>{measure}: {shown}{after}<extra></extra>"
+    return hover
 
-    def text(row: int, column: int) -> str:
-        value = float(array.values[row, column])
-        head = f"<b>L{layers[row]}.H{heads[column]}</b>"
-        if group is not None:
-            head += f" of KV group {group.values[column]}"
-        shown = names.get(int(value), NOTHING) if np.isfinite(value) and names else ""
-        shown = shown or (number(value) + units if np.isfinite(value) else "no value")
-        span = interval(low[row, column], high[row, column])
-        tail = "" if span == NOTHING else f"<br>interval {span}"
-        return f"{head}<br>{measure}: {shown}{tail}"
 
-    rows, columns = array.shape
-    return [[text(row, column) for row in range(rows)] for column in range(columns)]
+def _intervals(bounds: np.ndarray) -> list[list[str]]:
+    return [[interval(*map(float, pair)) for pair in row] for row in bounds]
 
 
 def _value_colors(array: xr.DataArray) -> dict:
@@ -189,9 +199,9 @@ def _value_colors(array: xr.DataArray) -> dict:
 def _class_colors(names: dict[int, str]) -> dict:
     """A flat color for each class, signed ones from the diverging colors."""
     values = sorted(names)
-    colors = theme.LIGHT.categories
+    colors = theme.MARKS
     if values == [-1, 0, 1]:
-        colors = (colors[0], "#a8a8a2", colors[1])
+        colors = (colors[0], "#a3a8ad", colors[1])
     edges = np.linspace(0, 1, len(values) + 1)
     steps = [
         [float(edge), colors[i % len(colors)]]
@@ -213,14 +223,14 @@ def _gaps(x: object, y: object, z: np.ndarray) -> list[go.Heatmap]:
     """A gray layer where there is no value, so that absent never looks like zero."""
     if np.isfinite(z).all():
         return []
-    gray = theme.LIGHT.missing
+    gray = theme.NEUTRAL
     return [
         go.Heatmap(
             x=x,
             y=y,
             z=np.where(np.isfinite(z), np.nan, 1).astype(np.float32),
             colorscale=[[0, gray], [1, gray]],
-            opacity=0.45,
+            opacity=0.24,
             showscale=False,
             hovertemplate="no value<extra></extra>",
             hoverongaps=False,
@@ -267,13 +277,6 @@ def _depth_title(depth: str) -> str:
 
 def _edges(values: np.ndarray) -> list[float]:
     return [float(values[0]) - 0.5, float(values[-1]) + 0.5]
-
-
-def _sparse(heads: np.ndarray, most: int = 9) -> dict:
-    """At most that many labels "H0", evenly spaced."""
-    step = -(-len(heads) // most)
-    shown = heads[::step]
-    return {"tickvals": shown.tolist(), "ticktext": [f"H{head}" for head in shown]}
 
 
 def _power(value: float) -> str:

@@ -19,8 +19,10 @@ def number(value: float, digits: int = 3) -> str:
     size = int(np.floor(np.log10(abs(value))))
     if size >= digits:
         text = f"{round(value, digits - 1 - size):,.0f}"
-    elif size >= -4:
-        text = f"{value:.{max(0, digits - 1 - size if size >= 0 else digits)}f}"
+    elif size >= 0:
+        text = f"{value:.{digits - 1 - size}f}"
+    elif size >= -6:
+        text = f"{value:.{max(digits, digits - 2 - size)}f}"
     else:
         text = f"{value:.1e}"
     return text.replace("-", "\N{MINUS SIGN}")

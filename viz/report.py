@@ -80,6 +80,7 @@ def render(atlas: xr.DataTree, *, command: str | None = None) -> str:
         "detectors": [
             sections.detector_card(atlas, name, book)
             for name in reading.detectors(atlas)
+            if name != reading.SPLIT
         ],
         "rankings": list(sections.rankings(atlas)),
         "sinks": [sections.sinks(*text, book) for text in texts[:TEXTS]],

@@ -1,14 +1,14 @@
 """What each section of the page shows: figures, rows and sentences of one atlas."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
 from interp.viz import atlas as reading
-from interp.viz.arrays import finite, index, labels, title, unit
+from interp.viz.arrays import correlation, finite, index, labels, title, unit
 from interp.viz.curves import head_distribution, head_scatter, magnitude_curve
 from interp.viz.embed import FigureBook
 from interp.viz.maps import channel_map, head_map
@@ -22,7 +22,7 @@ from interp.viz.tokens import (
     visible,
 )
 
-TOKENS, ROWS = 400, 24
+TOKENS, ROWS = 400, 16
 """Tokens of a strip, and rows of the table of massive activations."""
 
 Part = dict[str, Any]
@@ -49,6 +49,7 @@ def facts(atlas: xr.DataTree) -> Part:
     ]
     return {
         "model": visible(str(attrs.get("model", "unnamed model")), 80),
+        "load": json.dumps(str(attrs.get("model", ""))),
         "hash": str(attrs.get("model_hash", "")),
         "pairs": [(names[key], str(attrs[key])) for key in names if key in attrs],
         "texts": texts,
@@ -93,7 +94,7 @@ def sinks(node: str, text: xr.Dataset, book: FigureBook) -> Part:
     strip = None
     if reading.has(text, "received"):
         strip = _strip(text["received"].transpose("layer", "token"), tokens)
-    for name, scale in (("sink_share", "linear"), ("received", "log")):
+    for name, scale in (("received", "log"), ("sink_share", "linear")):
         if reading.has(text, name):
             array = text[name].transpose("layer", "token")
             layers = array.sizes["layer"]
@@ -135,34 +136,35 @@ def activations(node: str, text: xr.Dataset, book: FigureBook) -> Part:
 def span(atlas: xr.DataTree, book: FigureBook) -> list[Part]:
     """How far heads look."""
     found = {name: reading.detector(atlas, name) for name in reading.detectors(atlas)}
-    split = found.get("global_head")
+    split = found.get(reading.SPLIT)
     parts: list[Part] = []
+
+    def add(name: str, heading: str, note: str, figure: Markup) -> None:
+        parts.append({"name": name, "title": heading, "note": note, "figure": figure})
+
     for name in ("distance", "entropy"):
         array = found.get(name)
         if array is not None and finite(array).size:
             heading = _capital(title(array))
             label = f"{heading} of every head, layer by layer."
             figure = book.add(head_distribution(array, split), label)
-            parts.append({"title": heading, "figure": figure, "note": _NOTES[name]})
+            add("", heading, _NOTES[name], figure)
     if split is not None and finite(split).size:
         figure = book.add(head_map(split), _describe(split), "wide heads")
-        note = _NOTES["split"]
-        parts.append(
-            {"title": "Local and global heads", "figure": figure, "note": note}
-        )
+        note = str(split.attrs.get("description", ""))
+        add(reading.SPLIT, "Local and global heads", note, figure)
     distance, sink = found.get("distance"), found.get("sinks")
     if distance is not None and sink is not None:
         label = "Mean distance of every head against its mass on the first token."
         figure = book.add(head_scatter(distance, sink, split), label)
-        note = _NOTES["scatter"].format(number(_correlation(distance, sink), 2))
-        heading = "Distance against the first token"
-        parts.append({"title": heading, "figure": figure, "note": note})
+        note = _NOTES["scatter"].format(number(correlation(distance, sink), 2))
+        add("", "Distance against the first token", note, figure)
     return parts
 
 
 def codes(atlas: xr.DataTree) -> list[Part]:
     """The lines of Python that give each detector's numbers."""
-    made = []
+    made: list[Part] = []
     for name in reading.detectors(atlas):
         lines = atlas["heads"].to_dataset()[name].attrs.get("python", "")
         code = lines if isinstance(lines, str) else "\n".join(map(str, lines))
@@ -180,8 +182,8 @@ def provenance(atlas: xr.DataTree, command: str | None) -> Part:
         "dtype": "Precision",
         "impl": "Implementation",
         "door": "Door",
-        "seed": "Seed",
-        "intervals": "Intervals",
+        "seed": "Seed of the intervals",
+        "seeds": "Seeds of the random tokens",
         "epsilon": "Sink threshold",
     }
     attrs = atlas.attrs
@@ -189,6 +191,7 @@ def provenance(atlas: xr.DataTree, command: str | None) -> Part:
     return {
         "command": command or str(attrs.get("command", "")),
         "pairs": [(names[key], str(attrs[key])) for key in names if key in attrs],
+        "intervals": str(attrs.get("intervals", "")).split("; "),
         "versions": [(str(name), str(value)) for name, value in versions.items()],
     }
 
@@ -198,8 +201,6 @@ _NOTES = {
     "the start of the text sits at about half the length of the text.",
     "entropy": "Zero nats is one key with all the attention; the logarithm of the "
     "number of keys would be all keys alike.",
-    "split": "The 30 % of heads with the smallest mean distance are called local, the "
-    "30 % with the largest global.",
     "scatter": "A head that parks its attention on the first token looks far without "
     "reading far: the two correlate with r = {}. A global head to the lower right "
     "really reads the distant text.",
@@ -211,7 +212,9 @@ def _strip(received: xr.DataArray, tokens: list[str]) -> Part:
     shown = received.max("layer", keep_attrs=True)
     shown.attrs["long_name"] = f"{title(received)}, largest over layers"
     low, high = color_range(received, "log")
-    html = token_strip(shown, tokens, limit=TOKENS, scale="log", style=False)
+    html = token_strip(
+        shown, tokens, limit=TOKENS, scale="log", span=(low, high), style=False
+    )
     rows = [color_classes(row, (low, high), "log") for row in received.values]
     return {
         "html": Markup(html),
@@ -236,14 +239,6 @@ def _describe(array: xr.DataArray) -> str:
     top = strongest(array, None, 1)
     best = f"; the largest, {top[0].value}, is that of {top[0].name}" if top else ""
     return f"{what}, from {number(known.min())} to {number(known.max())}{best}."
-
-
-def _correlation(first: xr.DataArray, second: xr.DataArray) -> float:
-    x, y = first.values.ravel(), second.transpose(*first.dims).values.ravel()
-    known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 3 or not (x[known].std() and y[known].std()):
-        return float("nan")
-    return float(np.corrcoef(x[known], y[known])[0, 1])
 
 
 def _named(node: str, text: xr.Dataset) -> Part:

@@ -7,7 +7,7 @@ import xarray as xr
 
 from interp.viz.arrays import index, labels
 from interp.viz.atlas import has, strings
-from interp.viz.numbers import interval, number, ranges
+from interp.viz.numbers import NOTHING, interval, number, ranges
 from interp.viz.tokens import visible
 
 
@@ -36,6 +36,8 @@ class SinkToken:
     layer: int
     layers: str
     received: float
+    followers: int
+    """Tokens after it: a token near the end is seen by few, and they look near."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ class MassiveCell:
     position: int
     token: str
     channel: int
-    first: int
-    last: int
+    strict: str
+    """Hidden states in which it is massive, as ranges; a dash if in none."""
+    loose: str
+    """Those in which it is loosely so, the strict ones included."""
     peak: float
     ratio: float
     writer: str
-    strict: bool
 
 
 def strongest(
@@ -62,7 +65,8 @@ def strongest(
     values = array.values.astype(np.float64)
     ranked = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=None, kind="stable")
     layers, heads = index(array, "layer"), index(array, "head")
-    largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    sizes = values if bounds is None else np.fmax(values, bounds.values[..., 1])
+    largest = float(np.nanmax(np.abs(sizes), initial=0.0)) or 1.0
     rows = []
     for flat in ranked[:count]:
         row, column = (int(i) for i in np.unravel_index(flat, values.shape))
@@ -89,7 +93,11 @@ def strongest(
 
 
 def sink_tokens(text: xr.Dataset, count: int = 12) -> list[SinkToken]:
-    """Tokens by the largest share of heads that sink into them, then by mass."""
+    """Tokens by the largest share of heads that sink into them, then by mass.
+
+    Without a sinking head a token needs a quarter of the text after it: those near
+    the end are seen by few queries, all of them close.
+    """
     if not has(text, "sink_share"):
         return []
     share = text["sink_share"].transpose("layer", "token").values.astype(np.float64)
@@ -97,24 +105,28 @@ def sink_tokens(text: xr.Dataset, count: int = 12) -> list[SinkToken]:
     if has(text, "received"):
         received = text["received"].transpose("layer", "token").values
     tokens, layers = strings(text), index(text["sink_share"], "layer")
+    n_tokens = len(tokens)
     top_share = np.nan_to_num(share, nan=-1).max(axis=0)
     top_mass = np.nan_to_num(received, nan=-1).max(axis=0)
+    is_early = np.arange(n_tokens) < 0.75 * n_tokens
+    ranked = np.lexsort((-top_mass, -top_share))
+    ranked = ranked[(top_share > 0)[ranked] | (is_early & (top_share == 0))[ranked]]
     rows = []
-    for place in np.lexsort((-top_mass, -top_share))[:count].tolist():
-        if top_share[place] < 0:
-            break
-        sinking = layers[np.nan_to_num(share[:, place]) > 0]
+    for place in ranked[:count].tolist():
         shown = share if top_share[place] > 0 else received
+        bare = tokens[place].lstrip(" ") or tokens[place]
+        before = [*tokens[max(place - 4, 0) : place], tokens[place][: -len(bare)]]
         rows.append(
             SinkToken(
                 position=place,
-                token=visible(tokens[place]),
-                before="".join(map(_word, tokens[max(place - 4, 0) : place])),
+                token=visible(bare),
+                before="".join(map(_word, before)),
                 after="".join(map(_word, tokens[place + 1 : place + 4])),
                 share=float(top_share[place]),
                 layer=int(layers[np.argmax(np.nan_to_num(shown[:, place], nan=-1))]),
-                layers=ranges(sinking.tolist()),
+                layers=ranges(layers[np.nan_to_num(share[:, place]) > 0].tolist()),
                 received=float(top_mass[place]) if top_mass[place] >= 0 else np.nan,
+                followers=n_tokens - 1 - place,
             )
         )
     return rows
@@ -140,17 +152,16 @@ def massive_cells(text: xr.Dataset) -> list[MassiveCell]:
             cells.append(
                 MassiveCell(
                     position=place,
-                    token=visible(tokens[place]),
+                    token=_trimmed(tokens[place]),
                     channel=name,
-                    first=int(depth[rows[0]]),
-                    last=int(depth[rows[-1]]),
+                    strict=ranges(depth[here & strict[:, place]].tolist()),
+                    loose=ranges(depth[here].tolist()),
                     peak=float(size[top, place]),
                     ratio=float(size[top, place] / median[top]),
                     writer=_writer(text, place, rows[rows <= top]),
-                    strict=bool((strict[:, place] & here).any()),
                 )
             )
-    return sorted(cells, key=lambda cell: (not cell.strict, -cell.peak))
+    return sorted(cells, key=lambda cell: (cell.strict == NOTHING, -cell.peak))
 
 
 def _writer(text: xr.Dataset, place: int, rows: np.ndarray) -> str:
@@ -173,6 +184,10 @@ def _flags(text: xr.Dataset, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name not in text.data_vars:
         return np.zeros(shape, dtype=bool)
     return text[name].transpose("layer_residual", "token").values.astype(bool)
+
+
+def _trimmed(token: str) -> str:
+    return visible(token.lstrip(" ") or token)
 
 
 def _word(token: str) -> str:

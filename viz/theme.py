@@ -2,7 +2,7 @@
 
 Sequential colors change monotonically in lightness and signed ones run from blue to
 orange, so that both survive color blindness and a grayscale printer; categories take
-the palette of Okabe and Ito. Nothing is registered at import.
+hues of the palette of Okabe and Ito. Nothing is registered at import.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,6 @@ class Palette:
     missing: str
     sequential: tuple[str, ...]
     diverging: tuple[str, ...]
-    categories: tuple[str, ...]
 
     def classes(self, count: int = 12) -> list[tuple[str, str]]:
         """Background and readable text color of `count` sequential steps."""
@@ -72,7 +71,6 @@ LIGHT = Palette(
         "#d98032",
         "#8f4206",
     ),
-    categories=("#0072b2", "#d55e00", "#009e73", "#b3588a", "#b57d00", "#1c6675"),
 )
 DARK = Palette(
     paper="#13171b",
@@ -92,8 +90,11 @@ DARK = Palette(
         "#d98032",
         "#ffc88f",
     ),
-    categories=("#56b4e9", "#e69f00", "#2fbf94", "#e08dbd", "#f0e442", "#6cd3ad"),
 )
+MARKS = ("#2a86c4", "#dd6b1f", "#259b73", "#b96a97", "#a2790f")
+NEUTRAL = "#868d94"
+"""Blue, orange, green, pink, ocher and gray that read on both papers."""
+
 PALETTES: dict[Mode, Palette] = {"light": LIGHT, "dark": DARK}
 
 
@@ -117,6 +118,7 @@ def template(mode: Mode = "light") -> go.layout.Template:
     bar = {
         "outlinewidth": 0,
         "thickness": 9,
+        "ypad": 0,
         "tickfont": {"color": colors.muted, "size": 10},
         "title": {"font": {"color": colors.muted, "size": 11}, "side": "right"},
         "nticks": 5,
@@ -126,7 +128,7 @@ def template(mode: Mode = "light") -> go.layout.Template:
         "title": {"font": {"size": 15, "color": colors.ink}, "x": 0, "xref": "paper"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "colorway": list(colors.categories),
+        "colorway": list(MARKS),
         "colorscale": {
             "sequential": scale(colors.sequential),
             "sequentialminus": scale(colors.sequential[::-1]),
@@ -148,7 +150,13 @@ def template(mode: Mode = "light") -> go.layout.Template:
             "x": 0,
             "y": 1.02,
             "yanchor": "bottom",
+            "traceorder": "normal",
             "font": {"color": colors.muted, "size": 11},
+        },
+        "modebar": {
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": colors.muted,
+            "activecolor": colors.ink,
         },
         "margin": {"l": 56, "r": 16, "t": 48, "b": 44},
     }

@@ -37,17 +37,21 @@ _NAMES = {
     0x2069: "PDI",
     0xFEFF: "BOM",
     0x00AD: "SHY",
+    0x00A0: "NBSP",
+    0x0D: "CR",
 }
-_MARKS = {code: f"⟨{name}⟩" for code, name in _NAMES.items()}
-_MARKS |= {code: chr(0x2400 + code) for code in range(0x20)}
-_MARKS |= {code: f"⟨{code:02X}⟩" for code in range(0x80, 0xA0)}
-_MARKS |= {0x0A: "↵", 0x0D: "␍", 0x09: "⇥", 0x7F: "␡", 0xA0: "⍽"}
+_MARK = "\u2039{}\u203a"
+_MARKS = {
+    code: _MARK.format(f"{code:02X}") for code in (*range(0x20), *range(0x7F, 0xA0))
+}
+_MARKS |= {code: _MARK.format(name) for code, name in _NAMES.items()}
+_MARKS |= {0x0A: "↵", 0x09: "⇥"}
 
 
 def visible(token: str, limit: int = 24) -> str:
     """The token as one short line: no character that hides, breaks or turns text.
 
-    Line breaks become "↵", tabs "⇥", control characters their pictures, marks of
+    Line breaks become "↵", tabs "⇥", control characters their codes, marks of
     writing direction their names. What is longer than `limit` ends with "…".
     """
     text = str(token)
@@ -68,6 +72,7 @@ def token_strip(
     *,
     limit: int = 400,
     scale: str = "linear",
+    span: tuple[float, float] | None = None,
     style: bool = True,
 ) -> str:
     """The text in reading order, each token on the color of its value, as HTML.
@@ -77,6 +82,7 @@ def token_strip(
         tokens: The tokens' strings, as many as values.
         limit: Tokens shown, from the start of the text.
         scale: "linear" from zero, or "log" from the tenth percentile.
+        span: Values of the first and last color, instead of those.
         style: Put the style sheet in front; a page needs it once.
 
     Returns:
@@ -92,7 +98,8 @@ def token_strip(
             f"token_strip needs a string for each of {values.size} values; got "
             f"{len(tokens)}. Pass the token coordinate of the same text."
         )
-    classes = color_classes(values.values, color_range(values, scale), scale)[:limit]
+    span = span or color_range(values, scale)
+    classes = color_classes(values.values, span, scale)[:limit]
     unit_ = unit(values)
     spans = []
     for place, kind in enumerate(classes):
@@ -199,25 +206,28 @@ def token_map(
     for column, (x, block) in enumerate(
         ((list(range(first)), data[:, :first]), (names, pooled)), start=1
     ):
+        wide = column == 1
         heat = go.Heatmap(
             x=x,
             y=layers,
             z=(_log(block, low) if scale == "log" else block).astype(np.float32),
             coloraxis="coloraxis",
             hoverongaps=False,
-            hovertemplate=_hover(values, scale, "token " if column == 1 else ""),
+            text=[list(map(_place, x, tokens))] * len(layers) if wide else None,
+            hovertemplate=_hover(values, scale, "%{text}" if wide else "%{x}"),
             customdata=block.astype(np.float32) if scale == "log" else None,
         )
         figure.add_trace(heat, row=1, col=column)
     figure.update_layout(
         template=theme.template(),
         title=title(values),
-        height=round(float(np.clip(9 * len(layers), 150, 420))) + 120,
+        height=round(float(np.clip(6 * len(layers), 120, 360))) + 124,
         coloraxis=_coloraxis(values, (low, high), scale),
         margin={"l": 48, "r": 8, "t": 48, "b": 76},
     )
     figure.update_yaxes(range=[layers[-1] + 0.5, layers[0] - 0.5], showgrid=False)
     figure.update_yaxes(title="layer", col=1)
+    figure.update_yaxes(ticks="", col=2)
     figure.update_xaxes(showgrid=False, ticks="")
     figure.update_xaxes(
         title=f"first {first} tokens",
@@ -226,12 +236,12 @@ def token_map(
         tickangle=-60,
         col=1,
     )
-    ticks = _position_ticks(count, starts)
+    ticks = _round_positions(count)
     figure.update_xaxes(
         title="token, whole text",
         type="category",
-        tickvals=ticks,
-        ticktext=[number(int(starts[tick])) for tick in ticks],
+        tickvals=np.searchsorted(starts, ticks, side="right") - 1,
+        ticktext=[number(tick) for tick in ticks],
         tickangle=0,
         col=2,
     )
@@ -250,20 +260,26 @@ def _coloraxis(values: xr.DataArray, span: tuple[float, float], scale: str) -> d
     axis = {"autocolorscale": True, "colorbar": bar}
     if scale == "linear":
         return axis | {"cmin": span[0], "cmax": span[1]}
-    low, high = np.log10(span[0]), np.log10(span[1])
+    low, high = np.log10(span)
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    bar |= {"tickvals": powers.tolist(), "ticktext": [f"{10.0**p:g}" for p in powers]}
-    return axis | {"cmin": low, "cmax": high}
+    bar |= {"tickvals": (powers - low).tolist()}
+    bar |= {"ticktext": [f"{10.0**power:g}" for power in powers]}
+    return axis | {"cmin": 0.0, "cmax": high - low}
 
 
 def _log(values: np.ndarray, low: float) -> np.ndarray:
-    return np.log10(np.maximum(values, low))
+    """Powers of ten above `low`: positive, so that automatic colors are sequential."""
+    return np.log10(np.maximum(values, low) / low)
 
 
-def _hover(values: xr.DataArray, scale: str, before: str) -> str:
-    shown = "%{customdata:.3g}" if scale == "log" else "%{z:.3g}"
-    measure = literal(unit(values)).replace("%{", "% {")
-    return f"{before}%{{x}}<br>layer %{{y}}: {shown} {measure}<extra></extra>"
+def _hover(values: xr.DataArray, scale: str, place: str) -> str:
+    shown = "%{customdata:,.3~r}" if scale == "log" else "%{z:,.3~r}"
+    measure = literal(unit(values))
+    return f"{place}<br>layer %{{y}}: {shown} {measure}<extra></extra>"
+
+
+def _place(position: int, token: str) -> str:
+    return f"token {position}: {literal(visible(token))}"
 
 
 def _span_name(start: int, stop: int, tokens: Sequence[str]) -> str:
@@ -272,14 +288,11 @@ def _span_name(start: int, stop: int, tokens: Sequence[str]) -> str:
     return f"{place}: {literal(words[:60])}"
 
 
-def _position_ticks(count: int, starts: np.ndarray) -> list[int]:
-    raw = count / 8
-    size = 10 ** np.floor(np.log10(max(raw, 1)))
-    step = size * min((1, 2, 5, 10), key=lambda k: abs(k * size - raw))
-    wanted = np.arange(0, count, max(step, 1))
-    return sorted(
-        {int(np.searchsorted(starts[:-1], at)) for at in wanted} - {len(starts) - 1}
-    )
+def _round_positions(count: int) -> list[int]:
+    """About eight round numbers below `count`."""
+    size = 10 ** int(np.log10(max(count / 8, 1)))
+    step = size * min((1, 2, 5, 10), key=lambda factor: abs(factor * size - count / 8))
+    return list(range(0, count, step))
 
 
 def _step_rules(palette: theme.Palette) -> list[str]:

@@ -96,9 +96,12 @@ def load_tokenizer(
 
     offline = isinstance(where, str) and not Path(where).exists() and not _hub_answers()
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             where, trust_remote_code=trust_remote_code, local_files_only=offline
         )
+        if _knows_words(tokenizer):
+            return tokenizer
+        raise ValueError("its vocabulary is empty")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         if given is None and not any(Path(where).glob("*token*")):
             return None
@@ -107,6 +110,12 @@ def load_tokenizer(
             f"({' '.join(str(error).split())[:200]}). Pass another with tokenizer=..., "
             "a tokenizer or a folder that holds tokenizer.json."
         ) from error
+
+
+def _knows_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """False for the empty tokenizer that transformers makes up where there is none."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return len(set(tokenizer.get_vocab().values()) - special) > 1
 
 
 def _hub_answers() -> bool:

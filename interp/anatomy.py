@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import nn
 
@@ -92,7 +92,7 @@ class Anatomy:
     capabilities: tuple[Capability, ...]
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
+    def of(cls, module: nn.Module) -> "Anatomy":
         """Read a transformers model's anatomy.
 
         Args:

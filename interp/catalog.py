@@ -16,7 +16,6 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
-from interp.checkpoints import gguf
 from interp.errors import InputError, StorageError
 
 _MANIFEST = "interp.json"
@@ -148,6 +147,8 @@ def _folder(wanted: CatalogEntry) -> Path:
 
 
 def _build(wanted: CatalogEntry, folder: Path, progress: Callable[[str], None]) -> None:
+    from interp.checkpoints import gguf  # takes seconds, which listing should not
+
     # Under one fixed name, so that what a killed process left is cleared next time.
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import xarray as xr
@@ -26,7 +25,7 @@ class HeadId:
         return f"L{self.layer}.H{self.head}"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "HeadId":
         """Read `L12.H7`.
 
         Raises:
@@ -71,7 +70,7 @@ class HeadGrid:
     @classmethod
     def of(
         cls, source: "Anatomy | xr.DataArray | HeadGrid", site: str = "self"
-    ) -> Self:
+    ) -> "HeadGrid":
         """The grid of a model's site, or of a signal over (layer, head).
 
         A signal tells its KV heads by a `kv_head` coordinate (else every head has its
@@ -149,7 +148,7 @@ class HeadSet(Set[HeadId]):
         heads: Iterable[HeadId | tuple[int, int]],
         source: Anatomy | xr.DataArray | HeadGrid,
         site: str = "self",
-    ) -> Self:
+    ) -> "HeadSet":
         """Heads by number, on the grid of a model or a signal.
 
         Raises:
@@ -164,7 +163,7 @@ class HeadSet(Set[HeadId]):
         text: str,
         source: Anatomy | xr.DataArray | HeadGrid,
         site: str = "self",
-    ) -> Self:
+    ) -> "HeadSet":
         """Read `L1.H2,L3.H4`.
 
         Raises:
@@ -179,7 +178,7 @@ class HeadSet(Set[HeadId]):
         k: int | None = None,
         share: float | None = None,
         largest: bool = True,
-    ) -> Self:
+    ) -> "HeadSet":
         """The heads with the largest (or smallest) values, the most extreme first.
 
         NaN is never chosen; of equals the earlier layer, then the earlier head, wins.
@@ -230,7 +229,7 @@ class HeadSet(Set[HeadId]):
         seed: int,
         exclude: "HeadSet | None" = None,
         overlap: bool = False,
-    ) -> Self:
+    ) -> "HeadSet":
         """A control: as many heads in each layer, drawn without replacement.
 
         Args:
@@ -273,7 +272,7 @@ class HeadSet(Set[HeadId]):
         pairs = ((each.layer, each.head // self.grid.group) for each in self.heads)
         return tuple(dict.fromkeys(pairs))
 
-    def as_kv_groups(self) -> Self:
+    def as_kv_groups(self) -> "HeadSet":
         """The set with every touched group complete: all heads that share a KV head."""
         group = self.grid.group
         heads = (
@@ -309,20 +308,20 @@ class HeadSet(Set[HeadId]):
         """Independent of order, as equality is."""
         return hash((self.grid, frozenset(self.heads)))
 
-    def __or__(self, other: "HeadSet") -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __or__(self, other: "HeadSet") -> "HeadSet":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Heads of either set."""
         return self._combined(other, (*self.heads, *other.heads))
 
-    def __and__(self, other: "HeadSet") -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __and__(self, other: "HeadSet") -> "HeadSet":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Heads of both sets."""
         return self._combined(other, filter(set(other.heads).__contains__, self.heads))
 
-    def __sub__(self, other: "HeadSet") -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __sub__(self, other: "HeadSet") -> "HeadSet":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Heads of this set that the other does not hold."""
         theirs = set(other.heads)
         return self._combined(other, (h for h in self.heads if h not in theirs))
 
-    def _combined(self, other: "HeadSet", heads: Iterable[HeadId]) -> Self:
+    def _combined(self, other: "HeadSet", heads: Iterable[HeadId]) -> "HeadSet":
         if self.grid != other.grid:
             raise InputError(
                 f"two sets of heads of one grid were to be combined; got {self.grid} "

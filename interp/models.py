@@ -5,19 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp import catalog
 from interp.anatomy import Anatomy
 from interp.checkpoints import gguf, pretrained
 from interp.errors import InputError, UnsupportedModelError
 from interp.weights import content_hash, layers_of, nonfinite_parameters
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Model", "load", "nonfinite_parameters"]
 
@@ -36,8 +34,8 @@ class Model:
         anatomy: Its layers, heads and sites.
     """
 
-    module: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase | None"
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
     name: str
     content_hash: str
     anatomy: Anatomy
@@ -59,9 +57,9 @@ class Model:
 
 
 def load(
-    ref: "str | Path | PreTrainedModel | Model",
+    ref: str | Path | nn.Module | Model,
     *,
-    tokenizer: "PreTrainedTokenizerBase | str | Path | None" = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
@@ -99,10 +97,10 @@ def load(
                 f"device={device}, dtype={dtype} was asked for a model that is already "
                 "loaded, which is never changed. Move it before, with model.to(...)."
             )
-        _check_module(ref)
-        name = getattr(ref.config, "_name_or_path", "") or type(ref).__name__
+        loaded = _usable(ref)
+        name = getattr(loaded.config, "_name_or_path", "") or type(loaded).__name__
         words = pretrained.load_tokenizer(tokenizer, None, trust_remote_code)
-        return _model(ref, words, name, allow_nonfinite, tell)
+        return _model(loaded, words, name, allow_nonfinite, tell)
 
     module: Any
     place = _device(device)
@@ -122,8 +120,8 @@ def load(
 
 
 def _model(
-    module: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase | None",
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
     name: str,
     allow_nonfinite: bool,
     tell: Progress,
@@ -184,9 +182,7 @@ def _locate(ref: str | Path, tell: Progress) -> tuple[str | Path, str]:
     return text, text
 
 
-def _check_module(module: nn.Module) -> None:
-    from transformers import PreTrainedModel
-
+def _usable(module: nn.Module) -> PreTrainedModel:
     if not isinstance(module, PreTrainedModel):
         raise UnsupportedModelError(
             "a transformers model (PreTrainedModel) was expected; got "
@@ -198,6 +194,7 @@ def _check_module(module: nn.Module) -> None:
             f"a model in eval mode was expected; this {type(module).__name__} is in "
             "training mode, where dropout changes every run. Call model.eval() first."
         )
+    return module
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -8,13 +8,10 @@ import json
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from transformers import PreTrainedModel
 
 # They say where a model came from or how it runs, not what it computes.
 _VOLATILE = {
@@ -26,7 +23,7 @@ _VOLATILE = {
 }
 
 
-def content_hash(module: "PreTrainedModel") -> str:
+def content_hash(module: PreTrainedModel) -> str:
     """SHA-256 over the class, the config, every parameter and persistent buffer.
 
     Covers each tensor's name, dtype, shape and all of its bytes, and the config without

@@ -150,7 +150,7 @@ def atlas(
     return tree
 
 
-def to_table(atlas: xr.DataTree) -> pd.DataFrame:
+def to_table(tree: xr.DataTree) -> pd.DataFrame:
     """An atlas as one row a head.
 
     Returns:
@@ -158,8 +158,10 @@ def to_table(atlas: xr.DataTree) -> pd.DataFrame:
         interval as `<name>_low` and `<name>_high`. Heads that a layer lacks are left
         out.
     """
-    heads = atlas["heads"].to_dataset()
+    heads = tree["heads"].to_dataset()
     names = [str(name) for name in heads if f"{name}_interval" in heads]
+    if not names:
+        return pd.DataFrame(columns=[*HEADS, "kv_head"])
     columns = {name: heads[name] for name in names}
     for name in names:
         for bound in BOUNDS:
@@ -169,9 +171,8 @@ def to_table(atlas: xr.DataTree) -> pd.DataFrame:
     has_value = heads[names].to_dataarray().notnull().any("variable")
     kept = (has_value | ~has_value.any("head")).transpose(*HEADS).values.ravel()
     table = xr.Dataset(columns).to_dataframe(dim_order=list(HEADS)).reset_index()
-    return table.loc[kept, ["layer", "head", "kv_head", *columns]].reset_index(
-        drop=True
-    )
+    table = table.loc[kept, [*HEADS, "kv_head", *columns]]
+    return table.reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _texts(texts: Texts, detectors: list[Detector], needs: Capture) -> list[_Job
 def _repeated_random(
     model: "Model",
     detectors: list[Detector],
-    seeds: Iterable[int],
+    seeds: Sequence[int],
     block: int,
     copies: int,
     max_tokens: int | None,
@@ -217,6 +218,8 @@ def _repeated_random(
 ) -> list[_Job]:
     """A job for each seed; what the model has no room for goes to `skipped`."""
     jobs = []
+    if not seeds:
+        skipped |= {detector.name: "no seed was given" for detector in detectors}
     for seed in seeds:
         try:
             task = repeated_random_for(

@@ -193,7 +193,8 @@ def _text(
     attention, mlp = rng.normal(0, 1, (2, layers + 1, tokens))
     mlp[jump, 0] = peak[jump]
     attention[0], mlp[0] = np.nan, np.nan
-    top_channel = np.stack([channel[:, 0], *rng.integers(0, 40, (7, layers + 1))], 1)
+    others = np.broadcast_to([247, 14, 100, 260, 230, 59, 308], (layers + 1, 7))
+    top_channel = np.concatenate([channel[:, :1], others], axis=1)
     top_value = peak[:, None] * np.geomspace(1, 0.02, 8)[None]
     top_value[:, 1::3] *= -1
     massive = (largest > 100) & (largest >= 1000 * median[:, None])

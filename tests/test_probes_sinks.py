@@ -157,7 +157,7 @@ def test_padded_samples_count_only_their_own_queries():
 
 
 def test_queries_of_cross_attention_are_not_guessed_from_its_keys():
-    node = hand.site(hand.uniform(9))[["received"]].drop_dims("query")
+    node = hand.site(hand.uniform(9))[["received"]]
 
     assert SinksAnywhere()(hand.trace(self=node)).item() > 0
     with pytest.raises(NotCapturedError, match="site cross"):

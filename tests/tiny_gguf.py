@@ -4,12 +4,11 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import transformers as hf
 from tiny_models import VOCAB, tiny
 
 
-def write_tiny_gguf(path: Path) -> hf.PreTrainedModel:
-    """Write the tiny Llama to a GGUF file in float32 and return it."""
+def write_tiny_gguf(path: Path, without: str = "") -> None:
+    """Write the tiny Llama to a GGUF file in float32, on demand less one tensor."""
     module, _ = tiny("llama")
     config = module.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -33,6 +32,8 @@ def write_tiny_gguf(path: Path) -> hf.PreTrainedModel:
     writer.add_pad_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in module.state_dict().items():
+        if name == without:
+            continue
         values = tensor.numpy()
         if "q_proj" in name:
             values = _permuted(values, config.num_attention_heads)
@@ -45,7 +46,6 @@ def write_tiny_gguf(path: Path) -> hf.PreTrainedModel:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return module
 
 
 def _permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:

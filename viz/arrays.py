@@ -7,6 +7,9 @@ import xarray as xr
 
 from interp.errors import InputError, ShapeError
 
+HIDDEN_STATE = "hidden state (0 is the embedding, l follows block l \N{MINUS SIGN} 1)"
+"""Axis title of the residual stream's layers."""
+
 
 def require(array: Any, dims: tuple[str, ...], figure: str) -> xr.DataArray:
     """The array with its axes in the order of `dims`.

@@ -5,36 +5,47 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.viz import theme
-from interp.viz.arrays import depth_of, finite, index, labels, require, title, unit
+from interp.viz.arrays import (
+    HIDDEN_STATE,
+    depth_of,
+    finite,
+    index,
+    labels,
+    require,
+    title,
+    unit,
+)
 from interp.viz.numbers import number
 from interp.viz.tokens import literal
-
-LARGEST, RATIO = 100.0, 1000.0
-"""A massive activation exceeds both: a magnitude, and a multiple of the median.
-
-Source: arXiv:2402.17762.
-"""
 
 
 def magnitude_curve(
     top_value: xr.DataArray,
     median_all: xr.DataArray,
     top_channel: xr.DataArray | None = None,
+    *,
+    floor: float = 100.0,
+    ratio: float = 1000.0,
 ) -> go.Figure:
     """Largest and median magnitude of the residual stream, layer by layer, log axis.
 
-    Each channel that holds the maximum is named at its peak. The band
-    reaches down to the smallest of the recorded ones. The dashed line is what a massive
-    activation exceeds: 100, and 1,000 times the median.
+    Each channel that holds the maximum is named at its peak. The band reaches down to
+    the smallest of the recorded ones. The dashed line is what a massive activation
+    exceeds: the floor, and the ratio times the median.
 
     Args:
         top_value: Largest cells of each layer, over (layer, rank), signed.
         median_all: Median magnitude of each layer, over (layer).
         top_channel: Channels of the largest cells, over (layer, rank).
+        floor: Magnitude that a massive activation exceeds.
+        ratio: Times the median that it reaches.
 
     Raises:
         InputError: Not labelled arrays.
         ShapeError: Other axes.
+
+    Source:
+        arXiv:2402.17762 for the criterion.
     """
     depth = depth_of(top_value)
     values = require(top_value, (depth, "rank"), "magnitude_curve")
@@ -42,11 +53,11 @@ def magnitude_curve(
     layers, measure = index(values, depth), literal(unit(values))
     sizes = np.abs(values.values).astype(np.float64)
     largest, least = sizes[:, 0], sizes[:, -1]
-    names = [""] * len(layers)
+    names, channel = [""] * len(layers), None
     if top_channel is not None:
         channel = require(top_channel, (depth, "rank"), "magnitude_curve").values[:, 0]
         names = [f", channel {int(name)}" for name in channel]
-    threshold = np.maximum(LARGEST, RATIO * median)
+    threshold = np.maximum(floor, ratio * median)
     blue, orange = theme.MARKS[:2]
     figure = go.Figure(
         [
@@ -66,7 +77,7 @@ def magnitude_curve(
         ],
         hovertemplate="%{text}<extra></extra>",
     )
-    if top_channel is not None:
+    if channel is not None:
         _name_channels(figure, layers, largest, channel)
     figure.update_layout(
         template=theme.template(),
@@ -80,10 +91,10 @@ def magnitude_curve(
         type="log", title=f"magnitude ({measure})", dtick=1, tickformat=",~g"
     )
     if known.size:
-        low, high = np.log10(known.min()), np.log10(max(known.max(), LARGEST))
+        low, high = np.log10(known.min()), np.log10(max(known.max(), floor))
         figure.update_yaxes(range=[float(low) - 0.2, float(high) + 0.55])
     figure.update_xaxes(
-        title="hidden state (0 is the embedding, l follows block l \N{MINUS SIGN} 1)",
+        title=HIDDEN_STATE,
         range=[layers[0] - 0.5, layers[-1] + 0.5],
     )
     return figure

@@ -50,8 +50,8 @@ class FigureBook:
         bare.update_layout(template=None, title=None, margin_t=top, height=height)
         self.specs[name] = str(bare.to_json())
         return Markup(
-            '<div class="figure {}" id="{}" role="img" aria-label="{}" '
-            'style="height:{}px"></div>'
+            '<div class="scroll"><div class="figure {}" id="{}" role="img" '
+            'aria-label="{}" style="height:{}px"></div></div>'
         ).format(kind, name, label, height)
 
     def json(self) -> Markup:

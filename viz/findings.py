@@ -68,19 +68,20 @@ def _first_token(atlas: xr.DataTree) -> Finding | None:
 
 
 def _massive(atlas: xr.DataTree) -> Finding | None:
-    cells = [cell for _, text in texts(atlas) for cell in massive_cells(text)]
-    strict = [cell for cell in cells if cell.strict != NOTHING]
-    if not strict:
+    cells = [
+        cell for _, text in texts(atlas) for cell in massive_cells(text, loosely=False)
+    ]
+    if not cells:
         return None
-    cell = max(strict, key=lambda cell: cell.peak)
-    writer = f" The {cell.writer} writes it." if cell.writer else ""
+    cell = max(cells, key=lambda cell: abs(cell.peak))
+    writer = "" if cell.writer == NOTHING else f" The {cell.writer} writes it."
     return Finding(
         f"{number(cell.ratio)}\N{MULTIPLICATION SIGN} the median",
         f"Channel {cell.channel} of token {cell.position} "
-        f"(\N{LEFT DOUBLE QUOTATION MARK}{cell.token.strip()}"
+        f"(\N{LEFT DOUBLE QUOTATION MARK}{cell.token}"
         f"\N{RIGHT DOUBLE QUOTATION MARK}) reaches "
-        f"{number(cell.peak)} in the residual stream and is massive in hidden states "
-        f"{cell.strict}.{writer}",
+        f"{number(abs(cell.peak))} in the residual stream and is massive in hidden "
+        f"states {cell.strict}.{writer}",
         "activations",
     )
 
@@ -106,7 +107,9 @@ def _induction(atlas: xr.DataTree) -> Finding | None:
 
 def _span(atlas: xr.DataTree) -> Finding | None:
     array = detector(atlas, "distance")
-    if array is None or not np.isfinite(array.values).any():
+    if array is None or array.attrs.get("site") == "encoder":
+        return None  # It is signed there: back and ahead cancel.
+    if not np.isfinite(array.values).any():
         return None
     middle = float(np.nanmedian(array.values))
     name, value = _top(array)

@@ -5,7 +5,16 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.viz import theme
-from interp.viz.arrays import depth_of, finite, index, labels, require, title, unit
+from interp.viz.arrays import (
+    HIDDEN_STATE,
+    depth_of,
+    finite,
+    index,
+    labels,
+    require,
+    title,
+    unit,
+)
 from interp.viz.numbers import NOTHING, interval, number
 from interp.viz.tokens import literal
 
@@ -89,49 +98,45 @@ def channel_map(
         token = require(top_token, axes, "channel_map").values.astype(int)
     cells = _largest_by_channel(largest.values, channel)
     peaks: dict[int, float] = {}
-    for (_, name), rank in cells.items():
-        size = abs(float(rank[1]))
-        peaks[name] = max(peaks.get(name, 0.0), size)
+    for (_, name), (_, value) in cells.items():
+        peaks[name] = max(peaks.get(name, 0.0), abs(value))
     names = sorted(peaks, key=lambda name: -peaks[name])[:count]
     z = np.full((len(names), len(layers)), np.nan, dtype=np.float32)
-    texts = [["" for _ in layers] for _ in names]
-    for row, name in enumerate(names):
-        for column, layer in enumerate(layers):
-            rank, value = cells.get((column, name), (0, np.nan))
-            if not np.isfinite(value):
-                continue
-            z[row, column] = np.sign(value) * np.log10(1 + abs(value))
-            texts[row][column] = f"<b>channel {name}</b>, layer {layer}<br>" + (
-                f"{number(value)} {literal(unit(largest))}"
-            )
-            if token is not None:
-                texts[row][column] += f"<br>at token {token[column, rank]}"
+    texts = np.full(z.shape, "", dtype=object)
+    for (column, name), (rank, value) in cells.items():
+        if name not in names:
+            continue
+        cell = names.index(name), column
+        z[cell] = np.sign(value) * np.log10(1 + abs(value))
+        place = f"<b>channel {name}</b>, hidden state {layers[column]}"
+        where = "" if token is None else f"<br>at token {token[column, rank]}"
+        texts[cell] = f"{place}<br>{number(value)} {literal(unit(largest))}{where}"
     limit = float(np.nanmax(np.abs(z))) if names else 1.0
     ticks = [10.0**power for power in range(1, int(limit) + 1)]
-    signed = [-tick for tick in ticks[::-1]] + [0.0, *ticks]
+    signed = [*(-tick for tick in ticks[::-1]), 0.0, *ticks]
     bar = {
         "title": {"text": literal(unit(largest))},
         "tickvals": [np.sign(tick) * np.log10(1 + abs(tick)) for tick in signed],
         "ticktext": [_power(tick) for tick in signed],
     }
-    labels_ = [f"ch {name}" for name in names]
+    rows = [f"ch {name}" for name in names]
     figure = go.Figure(
         [
             go.Heatmap(
                 x=layers,
-                y=labels_,
+                y=rows,
                 z=z,
                 zmin=-limit,
                 zmax=limit,
                 autocolorscale=True,
                 colorbar=bar,
-                text=texts,
+                text=texts.tolist(),
                 hovertemplate="%{text}<extra></extra>",
                 hoverongaps=False,
                 xgap=1,
                 ygap=1,
             ),
-            *_gaps(layers, labels_, z),
+            *_gaps(layers, rows, z),
         ]
     )
     figure.update_layout(
@@ -139,7 +144,7 @@ def channel_map(
         title="Largest activations by channel",
         height=18 * max(len(names), 5) + 100,
     )
-    figure.update_xaxes(title=_depth_title(depth), showgrid=False, range=_edges(layers))
+    figure.update_xaxes(title=HIDDEN_STATE, showgrid=False, range=_edges(layers))
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
 
@@ -174,7 +179,7 @@ def _hover(array: xr.DataArray, bounds: xr.DataArray | None) -> dict:
 
 
 def _intervals(bounds: np.ndarray) -> list[list[str]]:
-    return [[interval(*map(float, pair)) for pair in row] for row in bounds]
+    return [[interval(low, high) for low, high in row] for row in bounds.tolist()]
 
 
 def _value_colors(array: xr.DataArray) -> dict:
@@ -245,9 +250,9 @@ def _group_lines(figure: go.Figure, array: xr.DataArray) -> None:
     if "kv_head" not in array.coords:
         return
     group, heads = array["kv_head"].values, index(array, "head")
-    for at in (
-        np.flatnonzero(group[1:] != group[:-1]) if len(set(group)) < len(group) else ()
-    ):
+    if len(set(group)) == len(group):
+        return
+    for at in np.flatnonzero(group[1:] != group[:-1]):
         figure.add_hline(
             y=float(heads[at] + heads[at + 1]) / 2,
             line={"width": 1, "color": "rgba(128,128,128,0.75)"},
@@ -264,15 +269,6 @@ def _largest_by_channel(
         if np.isfinite(value) and abs(value) > abs(cells.get(key, (0, 0.0))[1]):
             cells[key] = (rank, float(value))
     return cells
-
-
-def _depth_title(depth: str) -> str:
-    named = depth == "layer_residual"
-    return (
-        "hidden state (0 is the embedding, l follows block l \N{MINUS SIGN} 1)"
-        if named
-        else "layer"
-    )
 
 
 def _edges(values: np.ndarray) -> list[float]:

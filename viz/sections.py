@@ -13,7 +13,7 @@ from interp.viz.curves import head_distribution, head_scatter, magnitude_curve
 from interp.viz.embed import FigureBook
 from interp.viz.maps import channel_map, head_map
 from interp.viz.numbers import number
-from interp.viz.tables import massive_cells, sink_tokens, strongest
+from interp.viz.tables import STREAM, criteria, massive_cells, sink_tokens, strongest
 from interp.viz.tokens import (
     color_classes,
     color_range,
@@ -111,25 +111,28 @@ def sinks(node: str, text: xr.Dataset, book: FigureBook) -> Part:
 
 def activations(node: str, text: xr.Dataset, book: FigureBook) -> Part:
     """Where one text's largest activations live."""
-    cells = massive_cells(text)
-    curve = channels = None
-    if reading.has(text, "top_value", "median_all"):
-        channel = text.get("top_channel")
-        curve = book.add(
-            magnitude_curve(text["top_value"], text["median_all"], channel),
+    part = _named(node, text) | {"measured": reading.has(text, *STREAM)}
+    if not part["measured"]:
+        return part
+    strict, loose = criteria(text)
+    value, channel = text["top_value"], text["top_channel"]
+    is_loud = loose.holds(text["max"], text["median_all"])
+    curve = magnitude_curve(
+        value, text["median_all"], channel, floor=strict.floor, ratio=strict.ratio
+    )
+    return part | {
+        "strict": strict,
+        "loose": loose,
+        "curve": book.add(
+            curve,
             "Largest and median magnitude of the residual stream, layer by layer.",
-        )
-        if channel is not None:
-            channels = book.add(
-                channel_map(text["top_value"], channel, text.get("top_token")),
-                "Map of the largest activations over layers and channels.",
-            )
-    return _named(node, text) | {
-        "measured": reading.has(text, "max", "max_channel", "median_all"),
-        "curve": curve,
-        "channels": channels,
-        "cells": cells[:ROWS],
-        "more": len(cells[ROWS:]),
+        ),
+        "channels": book.add(
+            channel_map(value, channel, text["top_token"]),
+            "Map of the largest activations over layers and channels.",
+        ),
+        "cells": massive_cells(text)[:ROWS],
+        "n_tokens": int(is_loud.any("layer_residual").sum()),
     }
 
 
@@ -148,7 +151,8 @@ def span(atlas: xr.DataTree, book: FigureBook) -> list[Part]:
             heading = _capital(title(array))
             label = f"{heading} of every head, layer by layer."
             figure = book.add(head_distribution(array, split), label)
-            add("", heading, _NOTES[name], figure)
+            both_ways = name == "distance" and array.attrs.get("site") == "encoder"
+            add("", heading, _NOTES["signed" if both_ways else name], figure)
     if split is not None and finite(split).size:
         figure = book.add(head_map(split), _describe(split), "wide heads")
         note = str(split.attrs.get("description", ""))
@@ -199,6 +203,7 @@ def provenance(atlas: xr.DataTree, command: str | None) -> Part:
 _NOTES = {
     "distance": "A head that attends to its neighbors sits low; one that attends to "
     "the start of the text sits at about half the length of the text.",
+    "signed": "Positive where a head looks back, negative where it looks ahead.",
     "entropy": "Zero nats is one key with all the attention; the logarithm of the "
     "number of keys would be all keys alike.",
     "scatter": "A head that parks its attention on the first token looks far without "

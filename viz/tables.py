@@ -1,14 +1,18 @@
 """Rows of the page's tables: strongest heads, sink tokens, massive activations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
+from interp.probes.activations import LOOSE_RATIO, MassiveActivations, runs
 from interp.viz.arrays import index, labels
 from interp.viz.atlas import has, strings
 from interp.viz.numbers import NOTHING, interval, number, ranges
 from interp.viz.tokens import visible
+
+STREAM = ("max", "max_channel", "median_all", "top_value", "top_token", "top_channel")
+"""Arrays of the residual stream that massive activations are read from."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,32 @@ class SinkToken:
 
 @dataclass(frozen=True)
 class MassiveCell:
-    """A (token, channel) pair whose activation is massive in some layers."""
+    """A (token, channel) pair whose activation is massive in neighboring layers."""
 
     position: int
     token: str
     channel: int
+    first: int
+    """First hidden state in which it is at least loosely massive."""
+    last: int
     strict: str
-    """Hidden states in which it is massive, as ranges; a dash if in none."""
-    loose: str
-    """Those in which it is loosely so, the strict ones included."""
+    """Hidden states in which it is strictly so, as ranges; a dash if in none."""
     peak: float
+    """Largest magnitude, with its sign where that is known."""
     ratio: float
+    """Peak over the median magnitude of its layer."""
     writer: str
+    """The half of a block that added most, or a dash."""
+
+
+def criteria(text: xr.Dataset) -> tuple[MassiveActivations, MassiveActivations]:
+    """When an activation of this text counts as massive, strictly and loosely."""
+    options = text["massive"].attrs if "massive" in text else {}
+    strict = MassiveActivations(
+        ratio=float(options.get("ratio", MassiveActivations.ratio)),
+        floor=float(options.get("floor", MassiveActivations.floor)),
+    )
+    return strict, replace(strict, ratio=min(LOOSE_RATIO, strict.ratio))
 
 
 def strongest(
@@ -132,62 +150,52 @@ def sink_tokens(text: xr.Dataset, count: int = 12) -> list[SinkToken]:
     return rows
 
 
-def massive_cells(text: xr.Dataset) -> list[MassiveCell]:
-    """Massive activations, strict before loose, largest first."""
-    if not has(text, "max", "max_channel", "median_all"):
+def massive_cells(text: xr.Dataset, loosely: bool = True) -> list[MassiveCell]:
+    """Massive activations of the loudest tokens: the strictly massive, then by size.
+
+    Args:
+        text: A text's node of an atlas.
+        loosely: List also those that reach the looser ratio only.
+    """
+    if not has(text, *STREAM):
         return []
-    depth, tokens = text["layer_residual"].values, strings(text)
-    axes = ("layer_residual", "token")
-    size = np.abs(text["max"].transpose(*axes).values.astype(np.float64))
-    channel = text["max_channel"].transpose(*axes).values.astype(int)
-    median = text["median_all"].values.astype(np.float64)
-    strict = _flags(text, "massive", size.shape)
-    loose = _flags(text, "massive_loose", size.shape) | strict
+    text = _loudest_tokens(text)
+    strict, loose = criteria(text)
+    tokens = dict(zip(text["token"].values.tolist(), strings(text), strict=True))
+    median = text["median_all"]
+    surely = runs(text, strict)
     cells = []
-    for place in np.flatnonzero(loose.any(axis=0)).tolist():
-        for name in np.unique(channel[loose[:, place], place]).tolist():
-            here = loose[:, place] & (channel[:, place] == name)
-            rows = np.flatnonzero(here)
-            top = int(rows[np.argmax(size[rows, place])])
-            cells.append(
-                MassiveCell(
-                    position=place,
-                    token=_trimmed(tokens[place]),
-                    channel=name,
-                    strict=ranges(depth[here & strict[:, place]].tolist()),
-                    loose=ranges(depth[here].tolist()),
-                    peak=float(size[top, place]),
-                    ratio=float(size[top, place] / median[top]),
-                    writer=_writer(text, place, rows[rows <= top]),
-                )
+    for run in (runs(text, loose) if loosely else surely).to_dict("records"):
+        same = surely[
+            (surely["token"] == run["token"])
+            & (surely["channel"] == run["channel"])
+            & surely["first_layer"].between(run["first_layer"], run["last_layer"])
+        ]
+        spans = zip(same["first_layer"], same["last_layer"], strict=True)
+        half = {"mlp": "MLP"}.get(run["writer_half"], run["writer_half"])
+        middle = float(median.sel(layer_residual=run["peak_layer"]))
+        cells.append(
+            MassiveCell(
+                position=int(run["token"]),
+                token=visible(tokens[run["token"]].lstrip(" ") or tokens[run["token"]]),
+                channel=int(run["channel"]),
+                first=int(run["first_layer"]),
+                last=int(run["last_layer"]),
+                strict=ranges(i for a, b in spans for i in range(a, b + 1)),
+                peak=float(run["peak"]) * (run["sign"] or 1),
+                ratio=float(run["peak"]) / middle if middle else float("nan"),
+                writer=f"{half} of block {run['writer_block']}" if half else NOTHING,
             )
-    return sorted(cells, key=lambda cell: (cell.strict == NOTHING, -cell.peak))
+        )
+    return sorted(cells, key=lambda cell: (cell.strict == NOTHING, -abs(cell.peak)))
 
 
-def _writer(text: xr.Dataset, place: int, rows: np.ndarray) -> str:
-    """The block and half that added most on the way to the peak."""
-    halves = {"attention_write": "attention", "mlp_write": "MLP"}
-    depth = text["layer_residual"].values
-    best, writer = 0.0, ""
-    for variable, half in halves.items():
-        if variable not in text.data_vars:
-            continue
-        grid = text[variable].transpose("layer_residual", "token").values
-        added = np.abs(np.nan_to_num(grid[rows, place].astype(np.float64)))
-        if added.max() > best:
-            best = float(added.max())
-            writer = f"{half} of block {int(depth[rows[np.argmax(added)]]) - 1}"
-    return writer
-
-
-def _flags(text: xr.Dataset, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name not in text.data_vars:
-        return np.zeros(shape, dtype=bool)
-    return text[name].transpose("layer_residual", "token").values.astype(bool)
-
-
-def _trimmed(token: str) -> str:
-    return visible(token.lstrip(" ") or token)
+def _loudest_tokens(text: xr.Dataset, count: int = 32) -> xr.Dataset:
+    """The text without its quiet tokens, of which a long one has thousands."""
+    peaks = (abs(text["max"]) / text["median_all"]).max("layer_residual").values
+    loudest = text["token"].values[np.argsort(-np.nan_to_num(peaks))[:count]]
+    known = np.intersect1d(text["top_token"].values, text["token"].values)
+    return text.sel(token=np.union1d(loudest, known))
 
 
 def _word(token: str) -> str:

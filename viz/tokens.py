@@ -198,26 +198,20 @@ def token_map(
     low, high = color_range(values, scale)
     starts = np.linspace(0, count, min(columns, count) + 1).round().astype(int)
     pooled = pool(data, starts)
-    names = [_span_name(a, b, tokens) for a, b in pairwise(starts)]
     first = min(opening, count)
+    places = [
+        f"token {i}: {literal(visible(token))}"
+        for i, token in enumerate(tokens[:first])
+    ]
     figure = make_subplots(
         cols=2, shared_yaxes=True, column_widths=[0.26, 0.74], horizontal_spacing=0.02
     )
-    for column, (x, block) in enumerate(
-        ((list(range(first)), data[:, :first]), (names, pooled)), start=1
-    ):
-        wide = column == 1
-        heat = go.Heatmap(
-            x=x,
-            y=layers,
-            z=(_log(block, low) if scale == "log" else block).astype(np.float32),
-            coloraxis="coloraxis",
-            hoverongaps=False,
-            text=[list(map(_place, x, tokens))] * len(layers) if wide else None,
-            hovertemplate=_hover(values, scale, "%{text}" if wide else "%{x}"),
-            customdata=block.astype(np.float32) if scale == "log" else None,
-        )
-        figure.add_trace(heat, row=1, col=column)
+    left = _heat(data[:, :first], values, low, scale, "%{text}")
+    left.update(x=np.arange(first), text=[places] * len(layers))
+    right = _heat(pooled, values, low, scale, "%{x}")
+    right.update(x=[_span_name(*span, tokens) for span in pairwise(starts.tolist())])
+    figure.add_trace(left, row=1, col=1)
+    figure.add_trace(right, row=1, col=2)
     figure.update_layout(
         template=theme.template(),
         title=title(values),
@@ -267,19 +261,21 @@ def _coloraxis(values: xr.DataArray, span: tuple[float, float], scale: str) -> d
     return axis | {"cmin": 0.0, "cmax": high - low}
 
 
-def _log(values: np.ndarray, low: float) -> np.ndarray:
-    """Powers of ten above `low`: positive, so that automatic colors are sequential."""
-    return np.log10(np.maximum(values, low) / low)
-
-
-def _hover(values: xr.DataArray, scale: str, place: str) -> str:
-    shown = "%{customdata:,.3~r}" if scale == "log" else "%{z:,.3~r}"
+def _heat(
+    block: np.ndarray, values: xr.DataArray, low: float, scale: str, place: str
+) -> go.Heatmap:
+    """Cells of the map; logarithms count from `low`, so that no color is signed."""
+    is_log = scale == "log"
+    shown = "%{customdata:,.3~r}" if is_log else "%{z:,.3~r}"
     measure = literal(unit(values))
-    return f"{place}<br>layer %{{y}}: {shown} {measure}<extra></extra>"
-
-
-def _place(position: int, token: str) -> str:
-    return f"token {position}: {literal(visible(token))}"
+    return go.Heatmap(
+        y=index(values, "layer"),
+        z=(np.log10(np.maximum(block, low) / low) if is_log else block).astype("f4"),
+        customdata=block.astype("f4") if is_log else None,
+        coloraxis="coloraxis",
+        hoverongaps=False,
+        hovertemplate=f"{place}<br>layer %{{y}}: {shown} {measure}<extra></extra>",
+    )
 
 
 def _span_name(start: int, stop: int, tokens: Sequence[str]) -> str:

@@ -8,13 +8,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+import torch
+import transformers
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from interp.checkpoints.pretrained import refuse_missing
 from interp.errors import InputError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -74,18 +77,18 @@ def read_header(path: Path) -> Header:
 
 
 def load(
-    path: Path, dtype: "torch.dtype"
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    path: Path, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The dequantized model, on the CPU, and its tokenizer.
 
     Raises:
         InputError: The file is no GGUF file, or is cut short.
-        UnsupportedModelError: transformers cannot read this architecture.
+        UnsupportedModelError: transformers cannot read this architecture, or the file
+            lacks a weight.
     """
     header = read_header(path)
-    import transformers
-
     options: dict[str, Any] = {"gguf_file": path.name}
+    reader: Any = transformers.AutoModelForCausalLM
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
         # Versions that can keep the weights packed must be told not to.
@@ -93,15 +96,16 @@ def load(
             config = transformers.GgufConfig(dequantize=True)
             options["quantization_config"] = config
         with _without_bar():
-            module = transformers.AutoModelForCausalLM.from_pretrained(
-                path.parent, dtype=dtype, **options
+            module, info = reader.from_pretrained(
+                path.parent, dtype=dtype, output_loading_info=True, **options
             )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"the model in {path.name} was to be read; transformers cannot read its "
-            f"architecture '{header.architecture}' ({error}). Use the safetensors form "
-            "of the model."
+            f"architecture '{header.architecture}' ({' '.join(str(error).split())}). "
+            "Use the safetensors form of the model."
         ) from error
+    refuse_missing(module, info, path)
     # The weights are plain tensors now; what still says "quantized" would only stand
     # in the way of casting and saving.
     module.config.architectures = [type(module).__name__]
@@ -122,11 +126,9 @@ def convert(path: Path, folder: Path, progress: Callable[[str], None]) -> None:
 
     Raises:
         InputError: The file is no GGUF file, or is cut short.
-        UnsupportedModelError: transformers cannot read this architecture.
+        UnsupportedModelError: transformers cannot read this architecture, or the file
+            lacks a weight.
     """
-    import torch
-    from safetensors.torch import save_file
-
     progress(f"reading {path.name}")
     module, tokenizer = load(path, torch.float32)
     progress(f"writing {path.name} as safetensors")
@@ -192,8 +194,6 @@ class _Reader:
         )
 
     def tensor_end(self) -> int:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
         self.string()
         dims = [self.number("Q") for _ in range(self.number("I"))]
         kind = GGMLQuantizationType(self.number("I"))

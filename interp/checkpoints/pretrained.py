@@ -4,14 +4,16 @@ import pickle
 import socket
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from interp.errors import InputError, UnsupportedModelError
+import torch
+import transformers
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from interp.errors import InputError, UnsupportedModelError
 
 _AUTO_CLASSES = (
     "AutoModelForCausalLM",
@@ -24,12 +26,13 @@ _AUTO_CLASSES = (
 
 
 def load(
-    source: str | Path, dtype: "torch.dtype | str", trust_remote_code: bool
-) -> "PreTrainedModel":
-    """Read a folder or a hub model, refusing one whose weights are not all there."""
-    import transformers
-    from safetensors import SafetensorError
+    source: str | Path, dtype: torch.dtype | str, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Read a folder or a hub model, on the CPU.
 
+    Raises:
+        UnsupportedModelError: It cannot be reached or read, or lacks a weight.
+    """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if isinstance(source, str) and not _hub_answers():
         options["local_files_only"] = True
@@ -55,6 +58,23 @@ def load(
             f"read it ({said[:300]}). Download it again, or save it with this version "
             "of transformers."
         ) from error
+    refuse_missing(module, info, source)
+    return module
+
+
+def refuse_missing(
+    module: PreTrainedModel, info: dict[str, Any], source: str | Path
+) -> None:
+    """Refuse a checkpoint that leaves weights to be made up at random.
+
+    Args:
+        module: The model as loaded.
+        info: What `from_pretrained` reports with `output_loading_info`.
+        source: Where it was loaded from, for the message.
+
+    Raises:
+        UnsupportedModelError: A weight is missing or has another shape.
+    """
     missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if missing:
         raise UnsupportedModelError(
@@ -62,13 +82,10 @@ def load(
             f"{len(missing)} of them ({', '.join(missing[:3])}). Random ones would "
             "stand in their place, so download it again."
         )
-    return module
 
 
 def _model_class(config: Any) -> Any:
     """The class that a checkpoint's config names, else the first that takes it."""
-    import transformers
-
     names = config.architectures or ()
     custom = getattr(config, "auto_map", None) or {}
     for name in (*names, *(each for each in _AUTO_CLASSES if each in custom)):
@@ -82,21 +99,23 @@ def _model_class(config: Any) -> Any:
 
 
 def load_tokenizer(
-    given: "PreTrainedTokenizerBase | str | Path | None",
+    given: PreTrainedTokenizerBase | str | Path | None,
     source: str | Path | None,
     trust_remote_code: bool,
-) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer asked for; without a request the one beside the model, if any."""
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer asked for; without a request the one beside the model, if any.
+
+    Raises:
+        InputError: The one asked for, or one that is there, cannot be read.
+    """
     if given is not None and not isinstance(given, str | Path):
         return given
     where = given if given is not None else source
     if where is None:
         return None
-    from transformers import AutoTokenizer
-
     offline = isinstance(where, str) and not Path(where).exists() and not _hub_answers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             where, trust_remote_code=trust_remote_code, local_files_only=offline
         )
         if _knows_words(tokenizer):
@@ -112,7 +131,7 @@ def load_tokenizer(
         ) from error
 
 
-def _knows_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def _knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """False for the empty tokenizer that transformers makes up where there is none."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return len(set(tokenizer.get_vocab().values()) - special) > 1
@@ -120,8 +139,6 @@ def _knows_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 def _hub_answers() -> bool:
     """Whether the hub's name resolves; without it every request waits 20 s to fail."""
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():

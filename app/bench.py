@@ -1,0 +1,201 @@
+"""`interp bench tap`: what tracing costs, beside what a user would run instead.
+
+Every figure comes from a process of its own: CPU seconds are then not another route's
+waiting threads, and the peak of memory is this route's.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InterpError
+
+ROUTES = {
+    "untraced": "forward, SDPA",
+    "traced": "interp.trace: every row and column statistic, edges",
+    "residual": "interp.trace: the same and the residual stream",
+    "eager": "forward, eager with output_attentions, nothing computed from it",
+}
+"""What is timed, and how the table calls it."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def tap_table(
+    model: str,
+    lengths: list[int],
+    repeats: int,
+    threads: int,
+    progress: Progress,
+    command: str,
+) -> str:
+    """The table of all routes and lengths, in Markdown.
+
+    Args:
+        model: Any reference that `interp.load` takes.
+        lengths: Tokens.
+        repeats: Forwards of each figure, of which the fastest counts.
+        threads: Of the CPU.
+        progress: Told of every measurement.
+        command: How to make the table again.
+    """
+    cells: dict[tuple[str, int], dict[str, float] | None] = {}
+    jobs = [(length, route) for length in lengths for route in ROUTES]
+    for done, (length, route) in enumerate(jobs):
+        progress("measuring", done, len(jobs))
+        cells[route, length] = _measure(model, route, length, repeats, threads)
+    progress("measuring", len(jobs), len(jobs))
+    return _markdown(model, lengths, cells, threads, repeats, command)
+
+
+def _measure(
+    model: str, route: str, length: int, repeats: int, threads: int
+) -> dict[str, float] | None:
+    """CPU seconds, seconds and extra bytes of one route; None when memory is short."""
+    job = [model, route, str(length), str(repeats), str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-m", "interp.app.bench", *job],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == OUT_OF_MEMORY or done.returncode < 0:
+        return None
+    if done.returncode:
+        raise InterpError(f"measuring {route} at {length} tokens: {done.stderr[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+OUT_OF_MEMORY = 77
+"""Exit code of a measurement that the machine has no memory for."""
+
+
+def _markdown(
+    model: str,
+    lengths: list[int],
+    cells: dict[tuple[str, int], dict[str, float] | None],
+    threads: int,
+    repeats: int,
+    command: str,
+) -> str:
+    packages = ", ".join(
+        f"{p} {version(p)}" for p in ("interp", "torch", "transformers")
+    )
+    lines = [
+        f"\n## Tap: {model} on {_processor()}, {threads} threads",
+        "",
+        f"`{command}`: {packages}, Python {platform.python_version()}, "
+        f"{platform.system()}; fastest of {repeats}. CPU seconds of the process; extra "
+        "memory is the peak above the loaded model, in MiB; ratios are to the untraced "
+        "forward of the same length.",
+        "",
+        "| tokens | route | CPU s | ratio | s | ratio | extra MiB |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for length in lengths:
+        base = cells["untraced", length]
+        for route, words in ROUTES.items():
+            cell = cells[route, length]
+            if cell is None or base is None:
+                lines.append(f"| {length:,} | {words} | not enough memory | | | | |")
+                continue
+            lines.append(
+                f"| {length:,} | {words} | {cell['cpu']:.2f} | "
+                f"{cell['cpu'] / base['cpu']:.2f} | {cell['wall']:.2f} | "
+                f"{cell['wall'] / base['wall']:.2f} | {cell['extra'] / 2**20:,.0f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _run(model: str, route: str, length: int, repeats: int, threads: int) -> None:
+    """One measurement, in this process; prints it as JSON."""
+    import torch
+
+    import interp
+    from interp.capture import Capture
+
+    torch.set_num_threads(threads)
+    loaded = interp.load(model)
+    if route == "eager" and not _fits(loaded, length):
+        sys.exit(OUT_OF_MEMORY)
+    ids = torch.tensor(_tokens(loaded, length))
+    module = loaded.module
+    if route == "eager":
+        module.set_attn_implementation("eager")
+
+    def forward(ids: Any = ids) -> None:
+        if route in ("traced", "residual"):
+            interp.trace(loaded, ids, capture=Capture(residual=route == "residual"))
+            return
+        with torch.no_grad():
+            attentions = route == "eager"
+            module(
+                ids[None],
+                use_cache=False,
+                logits_to_keep=1,
+                output_attentions=attentions,
+            )
+
+    forward(ids[:64])  # first calls set up threads and caches
+    before = _reset_peak()
+    best = {"cpu": float("inf"), "wall": float("inf")}
+    for _ in range(repeats):
+        cpu, wall = time.process_time(), time.perf_counter()
+        forward()
+        best["cpu"] = min(best["cpu"], time.process_time() - cpu)
+        best["wall"] = min(best["wall"], time.perf_counter() - wall)
+    sys.stdout.write(json.dumps({**best, "extra": _peak() - before}) + "\n")
+
+
+def _tokens(model: Any, length: int) -> list[int]:
+    """That many tokens of the shipped text, repeated where it is too short."""
+    text = (files("interp") / "data" / "lighthouse.txt").read_text("utf-8")
+    ids = model.tokenizer(text, verbose=False)["input_ids"]
+    return (ids * (length // len(ids) + 1))[:length]
+
+
+def _fits(model: Any, length: int) -> bool:
+    """All maps, and the softmax of one layer in two copies, fit the free memory."""
+    heads = [site.n_heads for site in model.anatomy.sites]
+    needed = (sum(heads) + 3 * max(heads)) * length**2 * 4
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return needed < 0.9 * free
+
+
+def _reset_peak() -> int:
+    """Forget the peak of memory so far; bytes held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise InterpError(f"this system does not say {name}; measure on Linux")
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))

@@ -7,6 +7,7 @@ rows once, in any order; accumulators over different rows merge into one.
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +16,8 @@ from torch import Tensor
 from interp.kernels import definitions as d
 from interp.kernels.rules import MaskRule
 
-LANES = 32
-"""Keys whose maximum is taken first when looking for the key of a maximum."""
+NEAR = 256
+"""Keys up to the diagonal whose distances are taken pair by pair."""
 
 
 @dataclass
@@ -25,8 +26,10 @@ class Tile:
 
     Attributes:
         weights: 0 where a pair does not exist.
-        logs: Base-2 logarithm of the weights where it is known, else None.
-        scratch: Same shape, free to overwrite.
+        logs: Logarithm of the weights where it is known, else None.
+        scratch: Same shape, free to overwrite; `logs` itself where nothing needs it
+            a second time.
+        log_unit: Nats of one unit of `logs`.
     """
 
     mask: MaskRule
@@ -37,7 +40,7 @@ class Tile:
     weights: Float[Tensor, "head query key"]
     logs: Float[Tensor, "head query key"] | None
     scratch: Float[Tensor, "head query key"]
-    _distance: Int[Tensor, "query key"] | None = None
+    log_unit: float = math.log(2)
 
     @property
     def rows(self) -> slice:
@@ -49,14 +52,16 @@ class Tile:
         """Its keys."""
         return slice(self.k0, self.k1)
 
+    def distance(self, columns: slice) -> Float[Tensor, "query key"]:
+        """pos_query - pos_key, of some columns counted from `k0`."""
+        first = self.first - columns.start
+        n_key, like = columns.stop - columns.start, self.weights
+        return _distance(self.q1 - self.q0, n_key, first, like.dtype, like.device)
+
     @property
-    def distance(self) -> Float[Tensor, "query key"]:
-        """pos_query - pos_key."""
-        if self._distance is None:
-            device = self.weights.device
-            box = (self.q0, self.q1, self.k0, self.k1)
-            self._distance = self.mask.distance(*box, device).to(self.weights.dtype)
-        return self._distance
+    def first(self) -> int:
+        """Distance of its first query and its first key."""
+        return self.q0 + self.mask.query_offset - self.k0 - self.mask.key_offset
 
     def band(self, nearest: int | None, farthest: int | None) -> slice | None:
         """Columns that hold pairs with a distance in the range; None when none do."""
@@ -142,17 +147,41 @@ class Entropy(Sum):
             part = torch.special.entr(tile.weights).sum(-1)
         else:
             torch.mul(tile.weights, tile.logs, out=tile.scratch)
-            part = tile.scratch.sum(-1).mul_(-math.log(2))
+            part = tile.scratch.sum(-1).mul_(-tile.log_unit)
         self.total[:, tile.rows] += part
 
 
 class Distance(Sum):
-    """sum p (pos_query - pos_key)."""
+    """sum p (pos_query - pos_key).
+
+    Near the diagonal pair by pair. Farther keys count from the tile's first query, in
+    one product with a vector; each query's own place in the tile then needs only the
+    mass on them.
+    """
 
     def update(self, tile: Tile) -> None:
         """Add the tile's weighted distances."""
-        torch.mul(tile.weights, tile.distance, out=tile.scratch)
-        self.total[:, tile.rows] += tile.scratch.sum(-1)
+        n_key = tile.k1 - tile.k0
+        far = min(max(tile.first - NEAR, 0), n_key)
+        rows = self.total[:, tile.rows]
+        if far:
+            weights = tile.weights[..., :far]
+            like = {"dtype": weights.dtype, "device": weights.device}
+            key = tile.first - torch.arange(far, **like)
+            place = torch.arange(tile.q1 - tile.q0, **like)
+            rows += weights @ key + weights.sum(-1) * place
+        if far < n_key:
+            near = slice(far, n_key)
+            rows += (tile.weights[..., near] * tile.distance(near)).sum(-1)
+
+
+@lru_cache(maxsize=32)
+def _distance(
+    n_query: int, n_key: int, first: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "query key"]:
+    """Distances of a tile; kept, because those along the diagonal are all the same."""
+    query = torch.arange(n_query, device=device, dtype=dtype)[:, None] + first
+    return query - torch.arange(n_key, device=device, dtype=dtype)
 
 
 class ClippedDistance(Sum):
@@ -163,7 +192,7 @@ class ClippedDistance(Sum):
         clip = self.statistic.parameters["clip"]
         band = tile.band(None, clip - 1)
         if band is not None:
-            short = (clip - tile.distance[:, band]).clamp_(min=0)
+            short = (clip - tile.distance(band)).clamp_(min=0)
             self.total[:, tile.rows] += (tile.weights[..., band] * short).sum(-1)
 
     def finish(self, rows: Rows) -> dict[str, Tensor]:
@@ -193,7 +222,7 @@ class LocalMass(Sum):
         window = self.statistic.parameters["window"]
         band = tile.band(None, window - 1)
         if band is not None:
-            near = tile.distance[:, band] < window
+            near = tile.distance(band) < window
             self.total[:, tile.rows] += (tile.weights[..., band] * near).sum(-1)
 
 
@@ -218,7 +247,7 @@ class FutureInfluence(Sum):
         near, far = (self.statistic.parameters[name] for name in ("near", "far"))
         band = tile.band(near, far)
         if band is not None:
-            distance = tile.distance[:, band]
+            distance = tile.distance(band)
             inside = (distance >= near) & (distance <= far)
             part = (tile.weights[..., band] * inside).sum(1)
             self.total[:, tile.k0 + band.start : tile.k0 + band.stop] += part
@@ -279,16 +308,12 @@ class MaxMass(Accumulator):
 
 
 def _row_maximum(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest of each row and its index; a vectorized maximum first, then a search."""
-    n_keys = weights.shape[-1]
-    if n_keys % LANES or n_keys < 2 * LANES:
+    """Largest of each row and its index; numpy's search is vectorized, torch's is not."""
+    if weights.device.type != "cpu":
         mass, key = weights.max(-1)
         return mass, key
-    lanes = weights.unflatten(-1, (-1, LANES))
-    mass, lane = lanes.amax(-1).max(-1)
-    chosen = lane[..., None, None].expand(*lane.shape, 1, LANES)
-    inside = lanes.gather(-2, chosen).squeeze(-2).argmax(-1)
-    return mass, lane * LANES + inside
+    key = torch.from_numpy(weights.numpy().argmax(-1))
+    return weights.gather(-1, key[..., None])[..., 0], key
 
 
 class BlockMap(Accumulator):

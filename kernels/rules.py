@@ -6,6 +6,7 @@ absolute: `query_offset + query index`, `key_offset + key index`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -107,16 +108,15 @@ class MaskRule:
             None when every pair of the tile is visible.
         """
         parts = []
-        nearest = self.query_offset + q0 - (self.key_offset + k1 - 1)
-        farthest = self.query_offset + q1 - 1 - (self.key_offset + k0)
+        first = self.query_offset + q0 - self.key_offset - k0
+        nearest, farthest = first - (k1 - k0 - 1), first + (q1 - q0 - 1)
         inside_ahead = self.ahead is None or nearest >= -self.ahead
         inside_behind = self.behind is None or farthest <= self.behind
         if not (inside_ahead and inside_behind):
-            distance = self.distance(q0, q1, k0, k1, self.device)
-            if not inside_ahead:
-                parts.append((distance >= -(self.ahead or 0))[None, None])
-            if self.behind is not None and not inside_behind:
-                parts.append((distance <= self.behind)[None, None])
+            ahead = None if inside_ahead else self.ahead
+            behind = None if inside_behind else self.behind
+            box = q1 - q0, k1 - k0, first
+            parts.append(_band(*box, ahead, behind, str(self.device or "cpu")))
         if self.key_padding is not None:
             parts.append(self.key_padding[:, None, None, k0:k1])
         if self.query_padding is not None:
@@ -131,6 +131,20 @@ class MaskRule:
         for part in parts[1:]:
             visible = visible & part
         return visible
+
+    def uncertain(
+        self, q0: int, q1: int, k0: int, k1: int
+    ) -> list[tuple[int, int]]:
+        """Ranges of a tile's keys outside which every pair is visible."""
+        if not self.is_band:
+            return [(k0, k1)]
+        shift = self.query_offset - self.key_offset
+        left = k0 if self.behind is None else q1 - 1 + shift - self.behind
+        right = k1 if self.ahead is None else q0 + shift + self.ahead + 1
+        left, right = min(max(left, k0), k1), min(max(right, k0), k1)
+        if left >= right:
+            return [(k0, k1)]
+        return [(a, b) for a, b in ((k0, left), (right, k1)) if a < b]
 
     def pairs(self, targets: Int[Tensor, "batch query"]) -> Bool[Tensor, "..."]:
         """Visibility of one target key of each query, `[batch, head or 1, query]`.
@@ -278,6 +292,29 @@ class MaskRule:
             padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
             blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
         return torch.stack(blocks, -2)
+
+
+@lru_cache(maxsize=64)
+def _band(
+    n_query: int,
+    n_key: int,
+    first: int,
+    ahead: int | None,
+    behind: int | None,
+    device: str,
+) -> Bool[Tensor, "1 1 query key"]:
+    """Pairs within a band; `first` is the distance of the tile's first pair.
+
+    Kept, because all tiles along a diagonal are the same.
+    """
+    query = torch.arange(n_query, device=device)[:, None] + first
+    distance = query - torch.arange(n_key, device=device)
+    inside = torch.ones_like(distance, dtype=torch.bool)
+    if ahead is not None:
+        inside &= distance >= -ahead
+    if behind is not None:
+        inside &= distance <= behind
+    return inside[None, None]
 
 
 def _negative(value: int | None) -> int | None:

@@ -127,8 +127,13 @@ def finish(
 def accumulators(
     wanted: Sequence[d.Statistic], like: Float[Tensor, "head query"], n_keys: int
 ) -> list[Accumulator]:
-    """Empty accumulators of the statistics that need the weights."""
-    return [KINDS[type(s)](s, like, n_keys) for s in wanted if type(s) in KINDS]
+    """Empty accumulators of the statistics that need the weights.
+
+    Entropy first: it alone reads the logarithms, which others may overwrite.
+    """
+    kinds = [s for s in wanted if type(s) in KINDS]
+    kinds.sort(key=lambda s: not isinstance(s, d.Entropy))
+    return [KINDS[type(s)](s, like, n_keys) for s in kinds]
 
 
 def edge_weights(
@@ -218,9 +223,14 @@ class _Logits:
     def __call__(self, q0: int, q1: int, k0: int, k1: int) -> Tensor | None:
         """The tile `[head, query, key]`, NEVER where no pair is; None when none is."""
         call = self.call
-        visible = call.mask.tile(q0, q1, k0, k1)
-        if visible is not None and not visible.any():
-            return None
+        masked = [
+            (slice(a - k0, b - k0), self._hidden(call.mask.tile(q0, q1, a, b)))
+            for a, b in call.mask.uncertain(q0, q1, k0, k1)
+        ]
+        if len(masked) == 1 and masked[0][0] == slice(0, k1 - k0):
+            hidden = masked[0][1]
+            if hidden is not None and bool(hidden.all()):
+                return None
         cap, bias = call.score.softcap, call.score.position_bias
         factor = call.score.scale * (LOG2E if cap is None else 1 / cap)
         logits = self.shaped(0, q1 - q0, k1 - k0)
@@ -239,10 +249,17 @@ class _Logits:
         if bias is not None:
             own = self.heads if bias.shape[1] > 1 else slice(None)
             logits.add_(bias[0, own, q0:q1, k0:k1].to(call.dtype), alpha=LOG2E)
-        if visible is not None:
-            own = visible[0] if visible.shape[1] == 1 else visible[0, self.heads]
-            logits.masked_fill_(~own.to(logits.device), NEVER)
+        for columns, hidden in masked:
+            if hidden is not None:
+                logits[..., columns].masked_fill_(hidden, NEVER)
         return logits
+
+    def _hidden(self, visible: Tensor | None) -> Tensor | None:
+        """Pairs that do not exist, of the heads that are computed."""
+        if visible is None:
+            return None
+        own = visible[0] if visible.shape[1] == 1 else visible[0, self.heads]
+        return ~own.to(self.key.device)
 
 
 def _tiles(

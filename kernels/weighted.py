@@ -1,7 +1,9 @@
 """Attention with the weights in hand, row block by row block, exact under any rule.
 
-A block is `[batch, head, some queries, all keys]`: linear memory. Used where an edit
-touches the weights, and where no fused kernel knows the rule.
+A block is some queries of one group of heads against all the keys that they may see:
+linear memory. On a CPU this is also the fastest way to an output together with its
+statistics, because the weights are made once and serve both. It carries edits, and
+what no fused kernel knows.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,32 +14,48 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels import reference, tiled
-from interp.kernels.accumulators import Rows, Tile
+from interp.kernels import tiled, workers
+from interp.kernels.accumulators import KINDS, Accumulator, Rows, Tile
 from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
 
-ELEMENTS = 1 << 22
+ROWS = 64
+"""Queries of a block: on a CPU its weights then stay near one core."""
+
+ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Weights of a block, at most, as long as one row fits."""
+
+FEWEST_ROWS = 16
+"""Rows of a block below which two passes with fewer keys at a time are faster."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some queries and all keys of a call, as an edit sees them.
+    """Some queries of some heads and the keys they may see, as an edit gets them.
 
     Attributes:
+        sample: Index in the batch.
+        heads: Which query heads.
         query: Absolute positions of the queries.
         key: Absolute positions of the keys.
         visible: Which pairs exist.
     """
 
+    sample: int
+    heads: slice
     query: Int[Tensor, " query"]
     key: Int[Tensor, " key"]
-    visible: Bool[Tensor, "batch head query key"]
+    visible: Bool[Tensor, "1 #head query key"]
 
 
-Edit = Callable[[Float[Tensor, "batch head query key"], Block], Tensor]
-"""Of the weights `[batch, head, query, key]` and their block, to edited weights."""
+Edit = Callable[[Float[Tensor, "1 head query key"], Block], Tensor]
+"""Of the weights `[1, head, query, key]` and their block, to edited weights."""
+
+
+def is_fastest(call: AttentionCall) -> bool:
+    """True where one pass over row blocks beats a fused kernel and a second pass."""
+    rows = ELEMENTS["cpu"] // (call.group_size * max(call.mask.key_length, 1))
+    return call.query.device.type == "cpu" and rows >= FEWEST_ROWS
 
 
 def attend(
@@ -49,73 +67,223 @@ def attend(
     Float[Tensor, "batch head query"],
     dict[str, Tensor],
 ]:
-    """Output, log-sum-exp and statistics under edited weights.
+    """Output, log-sum-exp and statistics, of edited weights if there is an edit.
 
     Args:
         call: The attention call; padding may be anywhere.
         edit: Applied to each block of weights; None leaves them.
-        wanted: Statistics of the edited weights. `lse` stays that of the scores.
+        wanted: Statistics of the weights. `lse` stays that of the scores.
 
     Returns:
         Output in the value's type; log-sum-exp in nats without a learned sink; the
-        statistics' arrays `[batch, head, ...]` by name.
+        statistics' arrays `[batch, head, ...]` by name. Rows that see no key give
+        zeros and -inf.
     """
-    output = call.value.new_zeros(*call.query.shape[:3], call.value.shape[3])
-    lse = output.new_full(call.query.shape[:3], -torch.inf, dtype=call.dtype)
-    parts: list[dict[str, Tensor]] = []
-    for sample, queries, keys in call.samples():
-        one = call.narrow(sample, queries, keys)
-        own = [s.narrow(sample, queries, keys) for s in wanted]
-        done = _of_sample(one, edit, own)
-        output[sample, :, queries], lse[sample, :, queries] = done[0], done[1]
-        parts.append(done[2])
-    return output, lse, scatter(call, wanted, parts)
+    shape = call.query.shape[:3]
+    output = call.value.new_zeros(*shape, call.value.shape[3], dtype=call.dtype)
+    lse = output.new_full(shape, -torch.inf)
+    parts = []
+    with torch.no_grad():
+        for sample, queries, keys in call.samples():
+            one = call.narrow(sample, queries, keys)
+            own = [s.narrow(sample, queries, keys) for s in wanted]
+            room = output[sample, :, queries], lse[sample, :, queries]
+            parts.append(_Sample(one, sample, edit, own, *room).run())
+    return output.to(call.value.dtype), lse, scatter(call, wanted, parts)
 
 
-def _of_sample(
-    call: AttentionCall, edit: Edit | None, wanted: Sequence[d.Statistic]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    n_query, n_key = call.mask.query_length, call.mask.key_length
-    value = call.value[0].to(call.dtype).repeat_interleave(call.group_size, dim=0)
-    output = value.new_zeros(call.n_heads, n_query, value.shape[2])
-    lse = value.new_full((call.n_heads, n_query), -torch.inf)
-    mass = torch.zeros_like(lse)
-    grown = tiled.accumulators(wanted, lse, n_key)
-    edges = [s for s in wanted if isinstance(s, d.Edges)]
-    edge_rows: list[Tensor] = []
-    key = torch.arange(n_key, device=value.device) + call.mask.key_offset
-    step = max(ELEMENTS // (call.n_heads * max(n_key, 1)), 1)
-    for q0 in range(0, n_query, step):
-        q1 = min(q0 + step, n_query)
-        rows = call.rows(q0, q1)
-        weights, row_lse = reference.weights(rows)
-        if edit is not None:
-            query = torch.arange(q0, q1, device=value.device) + call.mask.query_offset
-            weights = edit(weights, Block(query, key, reference.visible(rows)))
-        weights, lse[:, q0:q1] = weights[0], row_lse[0]
-        output[:, q0:q1] = weights @ value
-        mass[:, q0:q1] = weights.sum(-1)
-        scratch = torch.empty_like(weights)
-        tile = Tile(call.mask, q0, q1, 0, n_key, weights, None, scratch)
-        for part in grown:
-            part.update(tile)
-        for statistic in edges:
-            own = statistic.narrow(0, slice(q0, q1), slice(0, n_key))
-            edge_rows.append(_edges(own, rows, weights))
-    arrays = tiled.finish(
-        grown, wanted, Rows(lse, call.score.sink_logits, mass, call.mask)
-    )
-    if edges:
-        arrays["edges"] = torch.cat(edge_rows, dim=1)
-    return output.to(call.value.dtype), lse, {k: a[None] for k, a in arrays.items()}
+class _Sample:
+    """The work on one sample: jobs over heads and rows, each with its own buffers."""
+
+    def __init__(
+        self,
+        call: AttentionCall,
+        sample: int,
+        edit: Edit | None,
+        wanted: Sequence[d.Statistic],
+        output: Float[Tensor, "head query d_value"],
+        lse: Float[Tensor, "head query"],
+    ) -> None:
+        self.call, self.sample, self.edit, self.wanted = call, sample, edit, wanted
+        self.output, self.lse = output, lse
+        self.mass = torch.ones_like(lse)
+        self.kinds = [s for s in wanted if type(s) in KINDS]
+        self.edges = [
+            rows[0]
+            for s in wanted
+            if isinstance(s, d.Edges)
+            for rows in s.resolve(call.mask, lse.device)
+        ]
+        targets = torch.cat([lse.new_empty(lse.shape[1], 0).long(), *self.edges], 1)
+        self.targets = targets
+        self.target_mass = lse.new_zeros(lse.shape[0], *targets.shape)
+        sink = call.score.sink_logits
+        self.sink = None if sink is None else sink.to(lse)
+
+    def run(self) -> dict[str, Tensor]:
+        """Fills output and lse; the statistics' arrays `[1, head, ...]`."""
+        call = self.call
+        on_cpu = call.query.device.type == "cpu"
+        most = ELEMENTS["cpu" if on_cpu else "cuda"]
+        width = call.group_size * max(call.mask.key_length, 1)
+        step = min(max(most // width, 1), ROWS if on_cpu else most)
+        blocks = [
+            (q0, min(q0 + step, call.mask.query_length))
+            for q0 in range(0, call.mask.query_length, step)
+        ]
+        n_workers = torch.get_num_threads() if on_cpu else 1
+        stripes = max(min(n_workers, len(blocks)), 1)
+        groups = [
+            slice(first, first + call.group_size)
+            for first in range(0, call.n_heads, call.group_size)
+        ]
+        jobs = [(heads, blocks[i::stripes]) for heads in groups for i in range(stripes)]
+        done = workers.run(self._work, jobs, n_workers if len(jobs) > 1 else 1)
+        by_heads = []
+        for index, heads in enumerate(groups):
+            first, *others = done[index * stripes : (index + 1) * stripes]
+            for other in others:
+                for part, rest in zip(first, other, strict=True):
+                    part.merge(rest)
+            sink = None if self.sink is None else self.sink[heads]
+            rows = Rows(self.lse[heads], sink, self.mass[heads], call.mask)
+            by_heads.append(tiled.finish(first, self.wanted, rows))
+        arrays = {n: torch.cat([h[n] for h in by_heads])[None] for n in by_heads[0]}
+        if any(isinstance(s, d.Edges) for s in self.wanted):
+            arrays["edges"] = self._edge_mass()[None]
+        return arrays
+
+    def _edge_mass(self) -> Float[Tensor, "head query edge"]:
+        """The mass of each edge's targets together; NaN where a query has none."""
+        sizes = [rows.shape[1] for rows in self.edges]
+        edges = [
+            mass.sum(-1).masked_fill((rows < 0).all(-1), torch.nan)
+            for rows, mass in zip(
+                self.edges, self.target_mass.split(sizes, -1), strict=True
+            )
+        ]
+        if not edges:
+            return self.lse.new_empty(*self.lse.shape, 0)
+        blind = self.lse == -torch.inf
+        return torch.stack(edges, -1).masked_fill(blind[..., None], torch.nan)
+
+    def _work(self, job: tuple[slice, list[tuple[int, int]]]) -> list[Accumulator]:
+        heads, blocks = job
+        call = self.call
+        kv_head = heads.start // call.group_size
+        key = call.key[0, kv_head].to(call.dtype)
+        value = call.value[0, kv_head].to(call.dtype)
+        parts = tiled.accumulators(self.kinds, self.lse[heads], call.mask.key_length)
+        size = max((q1 - q0 for q0, q1 in blocks), default=0)
+        buffers = [key.new_empty(call.group_size * size * len(key)) for _ in range(2)]
+        for q0, q1 in blocks:
+            k0, k1 = call.mask.span(q0, q1)
+            if k0 == k1:
+                continue
+            shape = call.group_size, q1 - q0, k1 - k0
+            logits, weights = (
+                b[: shape[0] * shape[1] * shape[2]].view(shape) for b in buffers
+            )
+            hidden = self._scores(heads, key[k0:k1], (q0, q1, k0, k1), logits)
+            norm = self._normalize(heads, q0, q1, logits, weights, hidden)
+            if self.edit is not None:
+                weights = self._edited(weights, heads, (q0, q1, k0, k1))
+                self.mass[heads, q0:q1] = weights.sum(-1)
+            flat = weights.flatten(0, 1) @ value[k0:k1]
+            self.output[heads, q0:q1] = flat.view(shape[0], shape[1], -1)
+            self._gather(heads, (q0, q1, k0, k1), weights)
+            if parts:
+                known = self.edit is None and any(
+                    isinstance(s, d.Entropy) for s in self.kinds
+                )
+                logs = logits.sub_(norm[..., None]) if known else None
+                box = (q0, q1, k0, k1)
+                tile = Tile(call.mask, *box, weights, logs, logits, log_unit=1.0)
+                for part in parts:
+                    part.update(tile)
+        return parts
+
+    def _scores(
+        self,
+        heads: slice,
+        key: Tensor,
+        box: tuple[int, int, int, int],
+        out: Tensor,
+    ) -> bool:
+        """Writes the logits; True when some row may see nothing."""
+        call, score = self.call, self.call.score
+        q0, q1, k0, k1 = box
+        query = call.query[0, heads, q0:q1].to(call.dtype) * score.scale
+        torch.mm(query.flatten(0, 1), key.T, out=out.view(-1, k1 - k0))
+        if score.softcap is not None:
+            out.div_(score.softcap).tanh_().mul_(score.softcap)
+        if score.position_bias is not None:
+            own = heads if score.position_bias.shape[1] > 1 else slice(None)
+            out.add_(score.position_bias[0, own, q0:q1, k0:k1])
+        for a, b in call.mask.uncertain(*box):
+            visible = call.mask.tile(q0, q1, a, b)
+            if visible is not None:
+                own = visible[0] if visible.shape[1] == 1 else visible[0, heads]
+                hidden = ~own.to(out.device)
+                out[..., a - k0 : b - k0].masked_fill_(hidden, _hidden(out.dtype))
+        return not call.mask.is_band
+
+    def _normalize(
+        self,
+        heads: slice,
+        q0: int,
+        q1: int,
+        logits: Tensor,
+        weights: Tensor,
+        may_be_blind: bool,
+    ) -> Float[Tensor, "head query"]:
+        """Writes the weights and the lse; what to subtract from a logit for its log."""
+        torch.softmax(logits, -1, out=weights)
+        largest = logits.amax(-1)
+        lse = largest - weights.amax(-1).log()
+        if may_be_blind:
+            blind = largest <= _hidden(logits.dtype) / 2
+            weights.masked_fill_(blind[..., None], 0.0)
+            lse.masked_fill_(blind, -torch.inf)
+        self.lse[heads, q0:q1] = lse
+        if self.sink is None:
+            return lse.nan_to_num(neginf=0.0)
+        sink = self.sink[heads, None]
+        share = torch.sigmoid(lse - sink)
+        weights.mul_(share[..., None])
+        self.mass[heads, q0:q1] = share
+        return torch.logaddexp(lse, sink)
+
+    def _edited(
+        self, weights: Tensor, heads: slice, box: tuple[int, int, int, int]
+    ) -> Tensor:
+        assert self.edit is not None, "called only with an edit"
+        mask, (q0, q1, k0, k1) = self.call.mask, box
+        device = weights.device
+        visible = mask.tile(*box)
+        if visible is None:
+            shape = (1, 1, q1 - q0, k1 - k0)
+            visible = torch.ones(shape, dtype=torch.bool, device=device)
+        elif visible.shape[1] > 1:
+            visible = visible[:, heads]
+        query = torch.arange(q0, q1, device=device) + mask.query_offset
+        key = torch.arange(k0, k1, device=device) + mask.key_offset
+        block = Block(self.sample, heads, query, key, visible.to(device))
+        return self.edit(weights[None], block)[0]
+
+    def _gather(
+        self, heads: slice, box: tuple[int, int, int, int], weights: Tensor
+    ) -> None:
+        """Weights at the targets of each edge."""
+        q0, q1, k0, k1 = box
+        if self.targets.shape[1] == 0:
+            return
+        targets = self.targets[q0:q1] - k0
+        index = targets.clamp(0, k1 - k0 - 1).expand(len(weights), -1, -1)
+        inside = (targets >= 0) & (targets < k1 - k0)
+        self.target_mass[heads, q0:q1] = weights.gather(2, index) * inside
 
 
-def _edges(edges: d.Edges, rows: AttentionCall, weights: Tensor) -> Tensor:
-    """Edited weights at the targets, `[head, query, edge]`."""
-    result = []
-    for targets in edges.resolve(rows.mask, weights.device):
-        index = targets[0].clamp(min=0).expand(len(weights), -1, -1)
-        named = targets[0] >= 0
-        mass = (weights.gather(2, index) * named).sum(-1)
-        result.append(mass.masked_fill(~named.any(-1), torch.nan))
-    return torch.stack(result, -1) if result else weights.new_empty(0)
+def _hidden(dtype: torch.dtype) -> float:
+    """Logit of a pair that does not exist: finite, so that 0 * it is 0."""
+    return torch.finfo(dtype).min / 4

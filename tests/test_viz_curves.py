@@ -1,7 +1,10 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
 from hand_atlas import hand_atlas
+
 from interp.errors import InputError, ShapeError
 from interp.viz.curves import head_distribution, head_scatter, magnitude_curve
 
@@ -21,7 +24,11 @@ def heads(atlas):
     return atlas["heads"].to_dataset()
 
 
-def named(figure, name):
+def traces(figure: Any) -> Any:
+    return figure.data
+
+
+def named(figure: Any, name: str) -> Any:
     return next(trace for trace in figure.data if trace.name == name)
 
 
@@ -48,7 +55,7 @@ def test_the_criterion_is_floor_and_ratio(text):
 
 def test_every_head_is_a_point_near_its_layer(heads):
     figure = head_distribution(heads.entropy)
-    points = figure.data[-1]
+    points = traces(figure)[-1]
     assert len(points.x) == np.isfinite(heads.entropy.values).sum()
     assert np.abs(points.x - np.round(points.x)).max() < 0.5
     assert figure.layout.yaxis.title.text == "entropy of the rows (nats)"
@@ -74,7 +81,7 @@ def test_axes_are_logarithmic_only_where_values_span_far():
 
 def test_classes_become_color_and_symbol(heads):
     figure = head_distribution(heads.distance, heads.global_head)
-    points = {trace.name: trace for trace in figure.data[3:]}
+    points = {trace.name: trace for trace in traces(figure)[3:]}
     assert set(points) == {"local", "between", "global"}
     assert len({trace.marker.symbol for trace in points.values()}) == 3
     assert len(points["global"].x) == (heads.global_head.values == 1).sum()
@@ -82,8 +89,8 @@ def test_classes_become_color_and_symbol(heads):
 
 def test_two_quantities_are_drawn_head_against_head(heads):
     figure = head_scatter(heads.distance, heads.sinks)
-    assert np.allclose(figure.data[0].x, heads.distance.values.ravel())
-    assert np.allclose(figure.data[0].y, heads.sinks.values.ravel())
+    assert np.allclose(traces(figure)[0].x, heads.distance.values.ravel())
+    assert np.allclose(traces(figure)[0].y, heads.sinks.values.ravel())
     assert figure.layout.xaxis.title.text == "mean attention distance (tokens)"
 
 
@@ -91,4 +98,4 @@ def test_other_axes_are_refused(text):
     with pytest.raises(ShapeError, match="magnitude_curve needs axes"):
         magnitude_curve(text.top_value, text.received)
     with pytest.raises(InputError, match="magnitude_curve draws"):
-        magnitude_curve([1.0], text.median_all)
+        magnitude_curve(text.top_value.values, text.median_all)

@@ -1,9 +1,12 @@
+from typing import Any
+
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from hand_atlas import hand_atlas
+
 from interp.errors import InputError, ShapeError
+from interp.viz.arrays import whole_ticks
 from interp.viz.maps import channel_map, head_map
 
 
@@ -13,7 +16,7 @@ def heads(values, **attrs):
     return xr.DataArray(values, dims=("layer", "head"), coords=coords, attrs=attrs)
 
 
-def cells(figure: go.Figure) -> go.Heatmap:
+def cells(figure: Any) -> Any:
     return figure.data[0]
 
 
@@ -57,10 +60,11 @@ def test_intervals_that_are_all_unknown_leave_no_trace_in_the_figure():
 
 
 def test_missing_heads_are_drawn_apart_from_zero():
-    figure = head_map(heads(np.array([[0.0, np.nan]])))
+    figure: Any = head_map(heads(np.array([[0.0, np.nan]])))
     assert len(figure.data) == 2
     assert np.isfinite(figure.data[1].z).sum() == 1
-    assert len(head_map(heads(np.zeros((1, 2)))).data) == 1
+    figure = head_map(heads(np.zeros((1, 2))))
+    assert len(figure.data) == 1
 
 
 def test_a_model_without_any_number_still_has_a_map():
@@ -127,3 +131,10 @@ def test_channels_of_an_atlas_and_of_a_trace_are_drawn_alike():
     traced = text.rename(layer="attention", layer_residual="layer")
     again = channel_map(traced.top_value, traced.top_channel, traced.top_token)
     assert np.array_equal(cells(drawn).z, cells(again).z, equal_nan=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 30, 64, 128])
+def test_ticks_of_layers_are_whole_and_few(count):
+    step = whole_ticks(count)["dtick"]
+    assert isinstance(step, int)
+    assert 1 <= -(-count // step) <= 9

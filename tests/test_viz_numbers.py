@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from interp.viz.numbers import NOTHING, interval, number, percent, plural, ranges
 
 

@@ -1,16 +1,18 @@
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 from hand_atlas import HOSTILE, encoder_atlas, hand_atlas
+from plotly.offline import get_plotlyjs
+
 from interp.errors import InputError, StorageError
 from interp.viz.atlas import detectors
 from interp.viz.embed import safe_json, script_hash
 from interp.viz.report import render, write
-from plotly.offline import get_plotlyjs
 
 VOID = {"meta", "br", "input"}
 
@@ -112,7 +114,7 @@ def test_both_templates_are_embedded_once_and_no_figure_brings_its_own(page):
     assert set(page.book["templates"]) == {"light", "dark"}
     for figure in page.book["figures"].values():
         assert not figure["layout"].get("template")
-        assert "title" not in figure["layout"]
+        assert not figure["layout"].get("title")
 
 
 def test_every_figure_says_its_unit(page):
@@ -212,8 +214,9 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 def test_what_is_no_atlas_is_refused(tmp_path):
+    other: Any = xr.Dataset()
     with pytest.raises(InputError, match="got Dataset"):
-        write(xr.Dataset(), tmp_path / "index.html")
+        write(other, tmp_path / "index.html")
 
 
 @pytest.mark.parametrize("token", HOSTILE.values())
@@ -221,3 +224,9 @@ def test_no_string_leaves_its_script_element(token):
     text = safe_json({"token": token})
     assert not re.search("[<>&\u2028\u2029]", text)
     assert json.loads(text) == {"token": token}
+
+
+def test_a_text_without_sinks_says_so_instead_of_drawing_nothing():
+    atlas = hand_atlas(2, 2, 1, tokens=60)
+    atlas["text_0"]["sink_share"] = 0 * atlas["text_0"]["sink_share"]
+    assert "Zero at every token of every layer." in Page(render(atlas)).words

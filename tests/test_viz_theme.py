@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import plotly.io as pio
 import pytest
+
 from interp.viz import theme
 from interp.viz.theme import PALETTES, contrast, luminance
 

@@ -1,4 +1,5 @@
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import xarray as xr
 from hand_atlas import HOSTILE
 from hypothesis import given
 from hypothesis import strategies as st
+
 from interp.errors import InputError, ShapeError
 from interp.viz.tokens import (
     literal,
@@ -35,6 +37,10 @@ class Spans(HTMLParser):
     def handle_data(self, data):
         if self.texts:
             self.texts[-1] += data
+
+
+def traces(figure: Any) -> Any:
+    return figure.data
 
 
 def spans(html):
@@ -121,7 +127,7 @@ def test_a_map_of_any_text_stays_narrow_and_keeps_its_peak(count):
     )
     values[1, count // 2] = 0.9
     figure = token_map(values, ["a"] * count)
-    opening, whole = figure.data
+    opening, whole = traces(figure)
     assert np.shape(opening.z) == (2, min(count, 12))
     assert np.shape(whole.z)[1] <= 600
     assert np.nanmax(whole.z) == np.float32(0.9)
@@ -131,5 +137,5 @@ def test_a_map_of_any_text_stays_narrow_and_keeps_its_peak(count):
 def test_a_logarithmic_map_shows_the_value_itself_when_hovered():
     values = xr.DataArray([[0.001, 0.1]], dims=("layer", "token"))
     figure = token_map(values, ["a", "b"], scale="log")
-    assert np.allclose(figure.data[0].customdata, [[0.001, 0.1]])
-    assert np.nanmin(figure.data[0].z) == 0
+    assert np.allclose(traces(figure)[0].customdata, [[0.001, 0.1]])
+    assert np.nanmin(traces(figure)[0].z) == 0

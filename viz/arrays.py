@@ -71,6 +71,13 @@ def index(array: xr.DataArray, dim: str) -> np.ndarray:
     return np.asarray(array[dim].values)
 
 
+def whole_ticks(count: int, most: int = 9) -> dict:
+    """At most `most` ticks, all whole, for an axis of `count` layers or heads."""
+    steps = (base * 10**power for power in range(9) for base in (1, 2, 5))
+    dtick = next(step for step in steps if count <= step * most)
+    return {"tickmode": "linear", "tick0": 0, "dtick": dtick}
+
+
 def labels(array: xr.DataArray) -> dict[int, str]:
     """Names of the values of an array of classes; empty for a quantity.
 

@@ -14,6 +14,7 @@ from interp.viz.arrays import (
     require,
     title,
     unit,
+    whole_ticks,
 )
 from interp.viz.numbers import number
 from interp.viz.tokens import literal
@@ -96,6 +97,7 @@ def magnitude_curve(
     figure.update_xaxes(
         title=HIDDEN_STATE,
         range=[layers[0] - 0.5, layers[-1] + 0.5],
+        **whole_ticks(len(layers)),
     )
     return figure
 
@@ -152,7 +154,11 @@ def head_distribution(
             + f"{f', {name}' if name else ''}<extra></extra>",
         )
     figure.update_layout(template=theme.template(), title=title(array), height=300)
-    figure.update_xaxes(title="layer", range=[layers[0] - 0.6, layers[-1] + 0.6])
+    figure.update_xaxes(
+        title="layer",
+        range=[layers[0] - 0.6, layers[-1] + 0.6],
+        **whole_ticks(len(layers)),
+    )
     figure.update_yaxes(title=f"{literal(title(array))} ({literal(unit(array))})")
     figure.update_yaxes(**_wide_axis(known))
     return figure

@@ -14,6 +14,7 @@ from interp.viz.arrays import (
     require,
     title,
     unit,
+    whole_ticks,
 )
 from interp.viz.numbers import NOTHING, interval, number
 from interp.viz.tokens import literal
@@ -57,13 +58,17 @@ def head_map(array: xr.DataArray, bounds: xr.DataArray | None = None) -> go.Figu
         height=round(max(rows, 84)) + 92,
         margin={"l": 52, "r": 88, "t": 48, "b": 44},
     )
-    figure.update_xaxes(title="layer", showgrid=False, range=_edges(layers))
+    figure.update_xaxes(
+        title="layer",
+        showgrid=False,
+        range=_edges(layers),
+        **whole_ticks(len(layers)),
+    )
     figure.update_yaxes(
         title="head",
         showgrid=False,
         range=_edges(heads)[::-1],
-        tickmode="linear",
-        dtick=-(-len(heads) // 9),
+        **whole_ticks(len(heads)),
     )
     return figure
 
@@ -144,7 +149,12 @@ def channel_map(
         title="Largest activations by channel",
         height=18 * max(len(names), 5) + 100,
     )
-    figure.update_xaxes(title=HIDDEN_STATE, showgrid=False, range=_edges(layers))
+    figure.update_xaxes(
+        title=HIDDEN_STATE,
+        showgrid=False,
+        range=_edges(layers),
+        **whole_ticks(len(layers)),
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
 

@@ -98,9 +98,12 @@ def sinks(node: str, text: xr.Dataset, book: FigureBook) -> Part:
         if reading.has(text, name):
             array = text[name].transpose("layer", "token")
             layers = array.sizes["layer"]
-            label = f"{title(array)}: map of {layers} layers by {len(tokens)} tokens."
-            figure = book.add(token_map(array, tokens, scale=scale), _capital(label))
-            maps.append({"title": _capital(title(array)), "figure": figure})
+            heading = _capital(title(array))
+            label = f"{heading}: map of {layers} layers by {len(tokens)} tokens."
+            figure = None
+            if finite(array).any():
+                figure = book.add(token_map(array, tokens, scale=scale), label)
+            maps.append({"title": heading, "figure": figure})
     return _named(node, text) | {
         "n_tokens": len(tokens),
         "strip": strip,
@@ -151,14 +154,14 @@ def span(atlas: xr.DataTree, book: FigureBook) -> list[Part]:
             heading = _capital(title(array))
             label = f"{heading} of every head, layer by layer."
             figure = book.add(head_distribution(array, split), label)
-            both_ways = name == "distance" and array.attrs.get("site") == "encoder"
-            add("", heading, _NOTES["signed" if both_ways else name], figure)
+            signed = name == "distance" and _looks_both_ways(array)
+            add("", heading, _NOTES["signed" if signed else name], figure)
     if split is not None and finite(split).size:
         figure = book.add(head_map(split), _describe(split), "wide heads")
         note = str(split.attrs.get("description", ""))
         add(reading.SPLIT, "Local and global heads", note, figure)
     distance, sink = found.get("distance"), found.get("sinks")
-    if distance is not None and sink is not None:
+    if distance is not None and sink is not None and not _looks_both_ways(distance):
         label = "Mean distance of every head against its mass on the first token."
         figure = book.add(head_scatter(distance, sink, split), label)
         note = _NOTES["scatter"].format(number(correlation(distance, sink), 2))
@@ -244,6 +247,10 @@ def _describe(array: xr.DataArray) -> str:
     top = strongest(array, None, 1)
     best = f"; the largest, {top[0].value}, is that of {top[0].name}" if top else ""
     return f"{what}, from {number(known.min())} to {number(known.max())}{best}."
+
+
+def _looks_both_ways(array: xr.DataArray) -> bool:
+    return array.attrs.get("site") == "encoder"
 
 
 def _named(node: str, text: xr.Dataset) -> Part:

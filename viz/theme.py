@@ -201,7 +201,7 @@ def contrast(first: str, second: str) -> float:
 
 def readable(background: str) -> str:
     """Black or white, whichever reads better on the background."""
-    return max("#111111", "#ffffff", key=lambda ink: contrast(ink, background))
+    return max("#000000", "#ffffff", key=lambda ink: contrast(ink, background))
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from interp.errors import InputError
 from interp.viz import theme
-from interp.viz.arrays import finite, index, require, title, unit
+from interp.viz.arrays import finite, index, require, title, unit, whole_ticks
 from interp.viz.numbers import number
 
 STEPS = 12
@@ -219,7 +219,11 @@ def token_map(
         coloraxis=_coloraxis(values, (low, high), scale),
         margin={"l": 48, "r": 8, "t": 48, "b": 76},
     )
-    figure.update_yaxes(range=[layers[-1] + 0.5, layers[0] - 0.5], showgrid=False)
+    figure.update_yaxes(
+        range=[layers[-1] + 0.5, layers[0] - 0.5],
+        showgrid=False,
+        **whole_ticks(len(layers), 6),
+    )
     figure.update_yaxes(title="layer", col=1)
     figure.update_yaxes(ticks="", col=2)
     figure.update_xaxes(showgrid=False, ticks="")

@@ -199,7 +199,9 @@ def _check_ids(model: Model, row: list[int]) -> None:
         )
 
 
-def _ready(model: Model, forward: dict[str, Any], is_batch: bool | None = None) -> Inputs:
+def _ready(
+    model: Model, forward: dict[str, Any], is_batch: bool | None = None
+) -> Inputs:
     device = model.device
     forward = {
         name: value.to(device) if isinstance(value, Tensor) else value

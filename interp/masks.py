@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.kernels.rules import MaskFunction, MaskRule
+from interp.kernels.masks import MaskFunction, MaskRule
 
 HOME = "transformers.masking_utils"
 """Module whose mask functions are recognized."""
@@ -32,6 +32,7 @@ class Band:
     exact: bool = True
 
     def __and__(self, other: "Band") -> "Band":
+        """Distances in both."""
         return Band(
             _least(self.ahead, other.ahead),
             _least(self.behind, other.behind),
@@ -104,6 +105,7 @@ def lazy_mask(
         key_offset=offsets[1],
         key_padding=padding,
         function=None if exact else function,
+        n_batch=batch_size,
         device=device,
     )
 
@@ -139,8 +141,7 @@ def _one_by_one(function: Callable[..., Tensor]) -> MaskFunction:
 def _sampled(
     function: MaskFunction, n_query: int, n_key: int, q_offset: int, k_offset: int
 ) -> tuple[Tensor, Tensor]:
-    """Distances of sampled pairs, those along the edges of bands included, and what
-    the function says of them."""
+    """Distances of sampled pairs, and what the function says of them."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randint(n_query, (SAMPLED,), generator=generator)
     key = torch.randint(n_key, (SAMPLED,), generator=generator)

@@ -1,4 +1,4 @@
-"""Statistics of the residual stream: where it is large, and which half wrote it there."""
+"""Statistics of the residual stream: where it is large, and what wrote it there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,6 +32,7 @@ ARRAYS = (
 """Layer 0 is the embedding, layer l the stream after block l - 1."""
 
 SOURCE = "arXiv:2402.17762"
+
 
 def describe(
     stream: Float[Tensor, "token channel"],

@@ -112,7 +112,8 @@ class Store:
             self.root = zarr.open_group(path, mode="a", zarr_format=3)
             self.root.attrs.update({MARK: FORMAT, **attrs})
         self.digests = {
-            name: dict(group.attrs.get(DIGESTS, {})) for name, group in self.root.groups()
+            name: dict(group.attrs.get(DIGESTS, {}))
+            for name, group in self.root.groups()
         }
 
     @property
@@ -209,7 +210,7 @@ def _layer_of(group: Any, layer: int) -> Iterator[tuple[str, np.ndarray]]:
     """The layer's part of every array that has layers, by name."""
     for name, array in sorted(group.arrays()):
         dims = array.metadata.dimension_names or ()
-        if "layer" in dims and len(dims) > 1 or name == "median_all":
+        if ("layer" in dims and len(dims) > 1) or name == "median_all":
             try:
                 yield name, np.asarray(array[_layer(dims, layer)])
             except (OSError, ValueError, RuntimeError, IndexError):

@@ -7,7 +7,7 @@ heads unexpanded, and the mask as a rule. The output comes from a fused kernel.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from interp.anatomy import Anatomy, Site
 from interp.errors import UnsupportedModelError
-from interp.kernels import fused, weighted
-from interp.kernels.rules import AttentionCall, MaskRule, ScoreRule
+from interp.kernels import fused, statistics, weighted
+from interp.kernels.definitions import Statistic
+from interp.kernels.masks import MaskRule
+from interp.kernels.rules import AttentionCall, ScoreRule
 from interp.masks import lazy_mask
 
 _names = (f"interp_tap_{n}" for n in itertools.count())
@@ -34,14 +36,16 @@ class Visit:
         call: Its tensors and rules.
         output: What the model goes on with, `[batch, head, query, d_value]`.
         lse: Row log-sum-exp in nats, learned sink excluded, `[batch, head, query]`.
-        kernel: "fused" or "weighted".
+        arrays: Statistics wanted at the site, `[batch, head, ...]` by name.
+        impl: The implementation that made the statistics.
     """
 
     site: Site
     call: AttentionCall
     output: Tensor
     lse: Tensor
-    kernel: str
+    arrays: dict[str, Tensor]
+    impl: str
 
 
 @contextmanager
@@ -50,6 +54,8 @@ def tap(
     visit: Callable[[Visit], None],
     *,
     anatomy: Anatomy | None = None,
+    wanted: Callable[[Site], Sequence[Statistic]] = lambda site: (),
+    impl: str = "auto",
     edit: Callable[[Site], weighted.Edit | None] | None = None,
     padding: Tensor | None = None,
 ) -> Iterator[None]:
@@ -59,6 +65,8 @@ def tap(
         module: A transformers model whose attention reaches the interface.
         visit: Called after each attention call, in order.
         anatomy: The module's, if at hand.
+        wanted: Statistics to compute at a site.
+        impl: Implementation of the statistics, as `interp.kernels.statistics` names it.
         edit: The edit of the weights at a site, or None to leave them.
         padding: `[batch, query]`, True for real decoder tokens; needed only where
             the queries' padding is not the keys', as in cross-attention.
@@ -86,11 +94,9 @@ def tap(
         if site.name == "cross" and padding is not None:
             call = replace(call, mask=replace(call.mask, query_padding=padding))
         own_edit = None if edit is None else edit(site)
-        done = fused.attend(call) if own_edit is None else None
-        kernel = "fused" if done else "weighted"
-        output, lse = done or weighted.attend(call, own_edit)[:2]
-        visit(Visit(site, call, output, lse, kernel))
-        return output.transpose(1, 2).contiguous(), None
+        seen = attend(call, wanted(site), impl, own_edit)
+        visit(Visit(site, call, *seen))
+        return seen[0].transpose(1, 2).contiguous(), None
 
     configs = _configs(module)
     before = [config._attn_implementation_internal for config in configs]
@@ -105,6 +111,35 @@ def tap(
             config._attn_implementation_internal = implementation
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def attend(
+    call: AttentionCall,
+    wanted: Sequence[Statistic] = (),
+    impl: str = "auto",
+    edit: weighted.Edit | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor], str]:
+    """Output, log-sum-exp and statistics of a call, in the fewest passes.
+
+    Statistics of edited weights, and on a CPU all of them, come from the pass that
+    makes the output; elsewhere a fused kernel gives output and lse, and one more pass
+    the statistics.
+
+    Returns:
+        Output and lse as in `Visit`, the arrays, and the implementation used.
+    """
+    chosen = "weighted" if edit is not None else statistics.choose(impl, call)
+    done = None
+    if chosen != "weighted" or (not wanted and edit is None):
+        done = fused.attend(call)
+    if done is None:
+        own = wanted if chosen == "weighted" else ()
+        output, lse, arrays = weighted.attend(call, edit, own)
+    else:
+        (output, lse), arrays = done, {}
+    if wanted and not arrays:
+        arrays = statistics.compute(call, wanted, lse=lse, impl=chosen)
+    return output, lse, arrays, chosen
 
 
 def attention_call(

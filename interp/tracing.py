@@ -4,7 +4,6 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from interp import residual
+from interp.anatomy import Site
 from interp.capture import Capture
 from interp.errors import InputError
 from interp.inputs import Inputs, Side, prepare, token_edges
-from interp.kernels import statistics as door
-from interp.kernels.definitions import Array, Edges, Pattern, Statistic
+from interp.kernels.definitions import Array, Pattern, Statistic
 from interp.models import Model, load
 from interp.storage import Coordinates, Field, Memory, Store
 from interp.tap import Visit, tap
+
+CROSS = "positions of cross-attention"
 
 Progress = Callable[[int, int], None]
 """Called with the layers done and the layers in all."""
@@ -96,13 +97,23 @@ def trace(
         stack.enter_context(_evaluating(model.module))
         padding = prepared.decoder.real
         tapped = tap(
-            model.module, recorder.visit, anatomy=model.anatomy, padding=padding
+            model.module,
+            recorder.visit,
+            anatomy=model.anatomy,
+            wanted=recorder.wanted,
+            impl=impl,
+            padding=padding,
         )
         stack.enter_context(tapped)
         recorder.watch(stack)
         model.module(**prepared.forward, **_lean(model.module))
-    skipped = json.dumps(recorder.skipped)
-    return room.finish({**provenance, "skipped": skipped})
+    return room.finish(
+        {
+            **provenance,
+            "implementations": ", ".join(sorted(recorder.implementations)),
+            "skipped": json.dumps(recorder.skipped),
+        }
+    )
 
 
 def _check_patterns(capture: Capture, inputs: Inputs) -> None:
@@ -131,7 +142,7 @@ def _provenance(
         "n_tokens": max((len(text) for text in side.text), default=0),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "impl": door.choose(impl),
+        "impl": impl,
         "door": "attention interface",
         "versions": json.dumps({"python": platform.python_version(), **versions}),
         "statistics": json.dumps(
@@ -185,6 +196,7 @@ class _Recorder:
             for site in model.anatomy.site_names
         }
         self.created: set[str] = set()
+        self.implementations: set[str] = set()
         self.calls: dict[str, int] = {}
         self.n_layers = len(model.anatomy.sites)
         self.n_done = 0
@@ -210,31 +222,39 @@ class _Recorder:
             )
             stack.enter_context(watched)
 
+    def wanted(self, site: Site) -> list[Statistic]:
+        """Statistics to compute at the next call of a site; none if they are there."""
+        layer = self.calls.get(site.name, -1) + 1
+        if self.room.done(site.name, layer):
+            return []
+        wanted = list(self.capture.statistics)
+        if site.name == "cross":
+            lost = [s.name for s in wanted if s.positional]
+            wanted = [s for s in wanted if not s.positional]
+            if lost and not any(s["what"] == CROSS for s in self.skipped):
+                why = f"query and key have no position in common: {', '.join(lost)}"
+                self.skipped.append({"what": CROSS, "why": why})
+        edges = self.edges[site.name]
+        return wanted if edges is None else [*wanted, edges]
+
     def visit(self, visit: Visit) -> None:
-        """Statistics of one attention call."""
+        """Keeps the statistics of one attention call."""
         site = visit.site.name
         layer = self.calls[site] = self.calls.get(site, -1) + 1
-        if not self.room.done(site, layer):
-            wanted = self._wanted(site)
-            arrays = door.compute(visit.call, wanted, lse=visit.lse, impl=self.impl)
-            spans = visit.call.samples()
-            own = _own_frame(arrays, wanted, spans)
+        wanted = [] if self.room.done(site, layer) else self._specs(visit)
+        if wanted:
             specs = {array.name: (array, s) for s in wanted for array in s.arrays}
+            own = _own_frame(visit.arrays, wanted, visit.call.samples())
+            self.implementations.add(visit.impl)
             self._write_site(site, layer, specs, own)
         self.n_done += 1
         if self.progress is not None:
             self.progress(self.n_done, max(self.n_layers, self.n_done))
 
-    def _wanted(self, site: str) -> list[Statistic]:
-        wanted = list(self.capture.statistics)
-        if site == "cross":
-            lost = [s.name for s in wanted if s.positional]
-            wanted = [s for s in wanted if not s.positional]
-            if lost and not any(s["what"] == "cross positions" for s in self.skipped):
-                why = f"query and key positions of cross-attention: {', '.join(lost)}"
-                self.skipped.append({"what": "cross positions", "why": why})
-        edges = self.edges[site]
-        return wanted if edges is None else [*wanted, edges]
+    def _specs(self, visit: Visit) -> list[Statistic]:
+        edges = self.edges[visit.site.name]
+        asked = [*self.capture.statistics, *([] if edges is None else [edges])]
+        return [s for s in asked if s.name in visit.arrays]
 
     def _write_site(
         self,
@@ -285,9 +305,7 @@ class _Recorder:
         dtype = np.dtype(np.int32 if array.integer else np.float32)
         return Field(dims, shape, dtype, attrs)
 
-    def _coords(
-        self, site: str, fields: dict[str, Field], n_heads: int
-    ) -> Coordinates:
+    def _coords(self, site: str, fields: dict[str, Field], n_heads: int) -> Coordinates:
         sizes = {d: n for f in fields.values() for d, n in zip(f.dims, f.shape)}
         coords: Coordinates = {
             dim: ((dim,), np.arange(sizes[dim]))
@@ -300,6 +318,8 @@ class _Recorder:
         windows = [np.nan if s.window is None else float(s.window) for s in sites]
         if len(windows) == sizes["layer"]:
             coords["window"] = (("layer",), np.array(windows))
+            chunks = [np.nan if s.chunk is None else float(s.chunk) for s in sites]
+            coords["chunk"] = (("layer",), np.array(chunks))
         edges = self.edges[site]
         if edges is not None and "edge" in sizes:
             coords["edge"] = (("edge",), _strings(edges.labels))
@@ -332,9 +352,7 @@ class _Recorder:
         if node not in self.created:
             n_layers = len(residual.stack(self.model.module, self.model.anatomy, site))
             fields = {
-                array.name: self._field(
-                    array, None, arrays[array.name], n_layers + 1
-                )
+                array.name: self._field(array, None, arrays[array.name], n_layers + 1)
                 for array in residual.ARRAYS
             }
             sizes = {d: n for f in fields.values() for d, n in zip(f.dims, f.shape)}
@@ -398,7 +416,8 @@ def _pad_heads(values: Tensor, n_heads: int, array: Array) -> Tensor:
     if missing == 0:
         return values
     empty = values.new_full(
-        (values.shape[0], missing, *values.shape[2:]), -1 if array.integer else torch.nan
+        (values.shape[0], missing, *values.shape[2:]),
+        -1 if array.integer else torch.nan,
     )
     return torch.cat([values, empty], dim=1)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels.rules import MaskRule
+from interp.kernels.masks import MaskRule
 
 NEAR = 256
 """Keys up to the diagonal whose distances are taken pair by pair."""
@@ -103,7 +103,10 @@ class Rows:
 class Accumulator:
     """One statistic while it grows."""
 
-    def __init__(self, statistic: d.Statistic, like: Float[Tensor, "head query"]):
+    def __init__(
+        self, statistic: d.Statistic, like: Float[Tensor, "head query"]
+    ) -> None:
+        """Start empty."""
         self.statistic = statistic
         self.like = like
 
@@ -123,7 +126,8 @@ class Accumulator:
 class Sum(Accumulator):
     """A statistic that is one sum over tiles: along rows or along columns."""
 
-    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int) -> None:
+        """Start empty; `like` is `[head, query]`."""
         super().__init__(statistic, like)
         column = statistic.arrays[0].dims == d.KEY
         self.total = like.new_zeros(like.shape[0], n_keys if column else like.shape[1])
@@ -281,7 +285,8 @@ class ReceivedMax(Sum):
 class MaxMass(Accumulator):
     """The largest weight of each row and its key."""
 
-    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int) -> None:
+        """Start empty; `like` is `[head, query]`."""
         super().__init__(statistic, like)
         self.mass = torch.full_like(like, -1.0)
         self.key = torch.full(like.shape, -1, device=like.device)
@@ -308,7 +313,7 @@ class MaxMass(Accumulator):
 
 
 def _row_maximum(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest of each row and its index; numpy's search is vectorized, torch's is not."""
+    """Largest of each row and its index: numpy's search is the vectorized one."""
     if weights.device.type != "cpu":
         mass, key = weights.max(-1)
         return mass, key
@@ -319,7 +324,8 @@ def _row_maximum(weights: Tensor) -> tuple[Tensor, Tensor]:
 class BlockMap(Accumulator):
     """Sum and maximum of each block."""
 
-    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int) -> None:
+        """Start empty; `like` is `[head, query]`."""
         super().__init__(statistic, like)
         self.size = statistic.parameters["size"]
         blocks = (-(-like.shape[1] // self.size), -(-n_keys // self.size))
@@ -356,7 +362,8 @@ class BlockMap(Accumulator):
 class Pattern(Accumulator):
     """The weights themselves."""
 
-    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int):
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int) -> None:
+        """Start empty; `like` is `[head, query]`."""
         super().__init__(statistic, like)
         self.weights = like.new_zeros(*like.shape, n_keys)
 
@@ -371,9 +378,7 @@ class Pattern(Accumulator):
 
     def finish(self, rows: Rows) -> dict[str, Tensor]:
         """NaN where a row sees no key."""
-        return {
-            "pattern": self.weights.masked_fill(~rows.seen[..., None], torch.nan)
-        }
+        return {"pattern": self.weights.masked_fill(~rows.seen[..., None], torch.nan)}
 
 
 KINDS: dict[type[d.Statistic], type[Sum | MaxMass | BlockMap | Pattern]] = {

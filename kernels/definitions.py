@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import ShapeError
-from interp.kernels.rules import MaskRule
+from interp.kernels.masks import MaskRule
 
 QUERY = ("layer", "head", "query")
 KEY = ("layer", "head", "key")
@@ -194,9 +194,7 @@ class Edges(Statistic):
     """
 
     targets: tuple[tuple[str, object], ...] = ()
-    arrays = (
-        Array("edges", (*QUERY, "edge"), "fraction", "mass on the named keys"),
-    )
+    arrays = (Array("edges", (*QUERY, "edge"), "fraction", "mass on the named keys"),)
 
     @property
     def parameters(self) -> dict[str, int]:

@@ -10,7 +10,9 @@ from interp.kernels.rules import AttentionCall
 
 
 def scatter(
-    call: AttentionCall, wanted: Sequence[d.Statistic], parts: Sequence[dict[str, Tensor]]
+    call: AttentionCall,
+    wanted: Sequence[d.Statistic],
+    parts: Sequence[dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """Arrays `[batch, head, ...]` with NaN (-1 for indices) where there is padding.
 

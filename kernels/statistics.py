@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels import reference, tiled
+from interp.kernels import reference, tiled, weighted
 from interp.kernels.errors import KernelUnavailableError, ShapeError
 from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
@@ -32,21 +32,28 @@ def _tiled(
     return tiled.statistics(call, wanted, lse)
 
 
+def _weighted(
+    call: AttentionCall, wanted: Sequence[d.Statistic], lse: Tensor | None
+) -> dict[str, Tensor]:
+    return weighted.attend(call, None, wanted)[2]
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "tiled": _tiled,
+    "weighted": _weighted,
     "reference": _reference,
 }
 """By the name that `impl` takes; provenance repeats it."""
 
 
-def choose(impl: str, call: AttentionCall | None = None) -> str:
-    """The implementation that `impl` stands for.
+def choose(impl: str, call: AttentionCall) -> str:
+    """The implementation that `impl` stands for: "auto" takes the fastest.
 
     Raises:
         KernelUnavailableError: There is none of that name.
     """
     if impl == "auto":
-        return "tiled"
+        return "weighted" if weighted.is_fastest(call) else "tiled"
     if impl not in IMPLEMENTATIONS:
         raise KernelUnavailableError(
             f"No implementation is called {impl!r}. Choose one of "
@@ -69,7 +76,8 @@ def compute(
         statistics: What to compute; together they take one pass.
         lse: Row log-sum-exp in nats without a learned sink, as the fused kernels
             return it; computed in a pass of its own when None.
-        impl: "auto", "tiled" or "reference".
+        impl: "tiled" (any device, given lse), "weighted" (makes the output as well),
+            "reference" (dense), or "auto".
 
     Returns:
         Arrays `[batch, head, ...]` by name, in the units of their definitions. Rows
@@ -82,7 +90,8 @@ def compute(
     """
     wanted = d.merged(statistics)
     _check(call, wanted, lse)
-    work = IMPLEMENTATIONS[choose(impl, call)]
+    chosen = "tiled" if impl == "auto" and lse is not None else choose(impl, call)
+    work = IMPLEMENTATIONS[chosen]
     parts = []
     with torch.no_grad():
         for sample, queries, keys in call.samples():

@@ -17,9 +17,12 @@ from torch import Tensor
 from interp.kernels import definitions as d
 from interp.kernels import workers
 from interp.kernels.accumulators import KINDS, Accumulator, Rows, Tile
-from interp.kernels.rules import NEVER, AttentionCall
+from interp.kernels.rules import AttentionCall
 
 LOG2E = 1 / math.log(2)
+
+NEVER = -1e4
+"""Stand-in for minus infinity in base-2 logits: `exp2` of it is 0, and 0 * it is 0."""
 
 ROWS = 128
 """Queries of a tile: enough that a key block is read once for many of them."""
@@ -71,9 +74,9 @@ def statistics(
     norm = lse if sink is None else torch.logaddexp(lse, sink[:, None])
     mass = torch.ones_like(lse) if sink is None else (lse - norm).exp()
     kinds = [s for s in wanted if type(s) in KINDS]
-    n_workers = torch.get_num_threads() if call.query.device.type == "cpu" else 1
+    n_workers = torch.get_num_threads() if call.query.device.type == "cpu" else 0
     blocks = list(_row_blocks(call))
-    stripes = min(n_workers, len(blocks))
+    stripes = max(min(n_workers, len(blocks)), 1)
     ranges = list(_head_ranges(call))
     jobs = [(heads, blocks[i::stripes]) for heads in ranges for i in range(stripes)]
 
@@ -87,7 +90,7 @@ def statistics(
 
     done: list[list[Accumulator]] = [[] for _ in jobs]
     if kinds:
-        done = workers.run(work, jobs, n_workers if len(jobs) > 1 else 1)
+        done = workers.run(work, jobs, n_workers)
     by_heads = []
     for index, heads in enumerate(ranges):
         parts, *others = done[index * stripes : (index + 1) * stripes]
@@ -97,7 +100,9 @@ def statistics(
         own_sink = None if sink is None else sink[heads]
         rows = Rows(lse[heads], own_sink, mass[heads], call.mask)
         by_heads.append(finish(parts, wanted, rows))
-    arrays = {name: torch.cat([h[name] for h in by_heads])[None] for name in by_heads[0]}
+    arrays = {
+        name: torch.cat([h[name] for h in by_heads])[None] for name in by_heads[0]
+    }
     for statistic in wanted:
         if isinstance(statistic, d.Edges):
             arrays["edges"] = edge_weights(call, statistic, norm)[None]
@@ -161,7 +166,7 @@ def edge_weights(
 def _pair_weights(
     call: AttentionCall, targets: Tensor, norm: Tensor
 ) -> Float[Tensor, "head query"]:
-    """p of each query on its one target `[query]`, 0 where there is none."""
+    """P of each query on its one target `[query]`, 0 where there is none."""
     index = targets.clamp(min=0)
     key = call.key[0].index_select(1, index).to(call.dtype)
     query = call.query[0].to(call.dtype)

@@ -20,10 +20,16 @@ from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
 
 ROWS = 64
-"""Queries of a block: on a CPU its weights then stay near one core."""
+"""Queries of a block on a CPU, unless there are few keys or very many."""
+
+NEAR_CORE = 1 << 18
+"""Weights of a block that stay in the cache of one core."""
 
 ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Weights of a block, at most, as long as one row fits."""
+
+WORTH_A_WORKER = 1 << 21
+"""Weights that pay for a worker more."""
 
 FEWEST_ROWS = 16
 """Rows of a block below which two passes with fewer keys at a time are faster."""
@@ -124,21 +130,22 @@ class _Sample:
         """Fills output and lse; the statistics' arrays `[1, head, ...]`."""
         call = self.call
         on_cpu = call.query.device.type == "cpu"
-        most = ELEMENTS["cpu" if on_cpu else "cuda"]
         width = call.group_size * max(call.mask.key_length, 1)
-        step = min(max(most // width, 1), ROWS if on_cpu else most)
+        most = max(ELEMENTS["cpu" if on_cpu else "cuda"] // width, 1)
+        step = min(most, max(ROWS, NEAR_CORE // width)) if on_cpu else most
         blocks = [
             (q0, min(q0 + step, call.mask.query_length))
             for q0 in range(0, call.mask.query_length, step)
         ]
-        n_workers = torch.get_num_threads() if on_cpu else 1
-        stripes = max(min(n_workers, len(blocks)), 1)
+        pairs = call.n_heads * call.mask.query_length * call.mask.key_length
+        n_workers = min(torch.get_num_threads(), 1 + pairs // (2 * WORTH_A_WORKER))
+        stripes = max(min(n_workers, len(blocks)), 1) if on_cpu else 1
         groups = [
             slice(first, first + call.group_size)
             for first in range(0, call.n_heads, call.group_size)
         ]
         jobs = [(heads, blocks[i::stripes]) for heads in groups for i in range(stripes)]
-        done = workers.run(self._work, jobs, n_workers if len(jobs) > 1 else 1)
+        done = workers.run(self._work, jobs, n_workers if on_cpu else 0)
         by_heads = []
         for index, heads in enumerate(groups):
             first, *others = done[index * stripes : (index + 1) * stripes]

@@ -40,13 +40,13 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], n: int) -> list[Resu
     Args:
         work: Called once for each job.
         jobs: Independent of each other.
-        n: Number of workers; 1 runs the jobs here, with torch's own threads.
+        n: Number of workers; 0 runs the jobs here, with torch's own threads.
     """
 
     def quiet(job: Job) -> Result:
         with torch.no_grad():
             return work(job)
 
-    if n == 1:
+    if n == 0 or (n == 1 and torch.get_num_threads() == 1):
         return [quiet(job) for job in jobs]
     return list(_pool(n).map(quiet, jobs))

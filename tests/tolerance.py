@@ -1,0 +1,61 @@
+"""The one tolerance: as precise as a dense computation at the same precision."""
+
+import torch
+from torch import Tensor
+
+
+def assert_as_precise(
+    ours: Tensor, truth: Tensor, *eager: Tensor, name: str = "result"
+) -> None:
+    """`max|ours - truth| <= 2 (max|eager - truth| + eps max|truth|)`, NaN where it is.
+
+    Several honest dense computations may be given, the worst of them counts. Rounding
+    is a matter of luck, and where a kernel is handed a rounded log-sum-exp, the dense
+    twin must be too: `exp(score - lse)` inherits `eps |lse|` whoever computes it.
+
+    Args:
+        ours: What is tested.
+        truth: The definition, in float64.
+        eager: The definition in the precision of `ours`, once or in several ways.
+        name: What it is called in the message.
+    """
+    assert ours.shape == truth.shape, f"{name}: {ours.shape} for {truth.shape}"
+    if ours.dtype == torch.float64:
+        torch.testing.assert_close(
+            ours, truth, equal_nan=True, msg=lambda text: f"{name}: {text}"
+        )
+        return
+    hidden = truth.isnan()
+    assert torch.equal(ours.isnan(), hidden), f"{name} is NaN at other places"
+    assert not (ours.isinf() & truth.isfinite()).any(), f"{name} is infinite"
+    error = _largest(ours, truth)
+    least = torch.finfo(ours.dtype).eps * _largest(truth, torch.zeros_like(truth))
+    allowed = 2 * (max((_largest(twin, truth) for twin in eager), default=0.0) + least)
+    assert error <= allowed, f"{name} is off by {error:.3g}, allowed are {allowed:.3g}"
+
+
+def assert_same_index(ours: Tensor, values: Tensor, allowed: float = 0.0) -> None:
+    """Indices along the last axis point at the largest values; -1 where all are NaN.
+
+    Args:
+        ours: `[...]`.
+        values: `[..., n]` in float64, NaN for what cannot be chosen.
+        allowed: How far below the largest a chosen value may lie: rounding decides
+            between values that are as good as equal.
+    """
+    blind = values.isnan().all(-1)
+    assert torch.equal(ours < 0, blind)
+    chosen = values.gather(-1, ours.clamp(min=0).long()[..., None])[..., 0]
+    largest = values.nan_to_num(-torch.inf).amax(-1)
+    off = (largest - chosen)[~blind]
+    assert not off.isnan().any(), "a pair that does not exist was chosen"
+    assert (off <= allowed).all(), f"the chosen are {off.max():.3g} below the largest"
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    """Largest difference; equal infinities differ by nothing."""
+    difference = (a.double() - b.double()).abs()
+    difference = difference.masked_fill(a.double() == b.double(), 0.0)
+    return float(difference.nan_to_num(0.0, posinf=torch.inf).max()) if len(
+        difference.flatten()
+    ) else 0.0

@@ -201,8 +201,8 @@ def _require_same(out: Path, known: dict[str, Any], asked: dict[str, Any]) -> No
     for key, value in asked.items():
         if known.get(key) != value:
             raise InputError(
-                f"{out} holds another atlas: its {key} is {known.get(key)!r}, this run's "
-                f"is {value!r}. Choose another folder with --out, or delete it."
+                f"{out} holds another atlas: its {key} is {known.get(key)!r}, this "
+                f"run's is {value!r}. Choose another folder with --out, or delete it."
             )
 
 

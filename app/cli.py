@@ -97,7 +97,10 @@ def trace(
     capture = parse_statistics(_split(statistics))
     with _progress() as progress:
         loaded = interp.load(
-            model, device=device, dtype=dtype, progress=lambda step: progress(step, 0, 0)
+            model,
+            device=device,
+            dtype=dtype,
+            progress=lambda step: progress(step, 0, 0),
         )
         interp.trace(
             loaded,

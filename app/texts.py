@@ -60,9 +60,13 @@ def parse_statistics(names: list[str] | None) -> Capture:
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            hint = (
+                f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            )
             raise InputError(f"No statistic is called {name!r}. {hint}")
-    kinds = dict.fromkeys(STATISTICS[n] for n in names if n not in ("residual", "edges"))
+    kinds = dict.fromkeys(
+        STATISTICS[n] for n in names if n not in ("residual", "edges")
+    )
     return Capture(
         tuple(kind() for kind in kinds),
         TokenEdges() if "edges" in names else None,

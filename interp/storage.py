@@ -45,6 +45,11 @@ class Field:
     attrs: dict[str, Any]
 
     @property
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Each axis and its size."""
+        return zip(self.dims, self.shape, strict=True)
+
+    @property
     def empty(self) -> float | int:
         """What stands where nothing was computed."""
         return -1 if np.issubdtype(self.dtype, np.integer) else np.nan
@@ -191,8 +196,8 @@ def open_trace(path: str | os.PathLike[str], *, verify: bool = True) -> xr.DataT
             for layer, digest in dict(group.attrs.get(DIGESTS, {})).items():
                 if _digest(_layer_of(group, int(layer))) != digest:
                     raise StorageError(
-                        f"The store {path} is damaged: layer {layer} of '{node}' is not "
-                        "what was written. Trace again with resume to repair it."
+                        f"The store {path} is damaged: layer {layer} of '{node}' is "
+                        "not what was written. Trace again with resume to repair it."
                     )
     tree = xr.open_datatree(path, engine="zarr", consolidated=False)
     tree.attrs.pop(MARK, None)
@@ -254,8 +259,8 @@ def _require_same(path: Path, attrs: dict[str, Any]) -> None:
     if changed:
         key = changed[0]
         raise StorageError(
-            f"{path} holds another run's results: its {key} is {known.get(key)!r}, this "
-            f"run's is {attrs[key]!r}. Choose another path, or resume=False to replace."
+            f"{path} holds another run's results: its {key} is {known.get(key)!r}, "
+            f"this run's is {attrs[key]!r}. Choose another path, or resume=False."
         )
 
 

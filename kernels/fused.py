@@ -33,10 +33,9 @@ def attend(call: AttentionCall) -> tuple[Output, Lse] | None:
     else:
         output, lse = _empty(call)
         for sample, queries, keys in call.samples():
-            if queries.start < queries.stop and keys.start < keys.stop:
-                own_output, own_lse = _attend(call.narrow(sample, queries, keys))
-                output[sample, :, queries] = own_output[0]
-                lse[sample, :, queries] = own_lse[0]
+            own_output, own_lse = _attend(call.narrow(sample, queries, keys))
+            output[sample, :, queries] = own_output[0]
+            lse[sample, :, queries] = own_lse[0]
     if call.score.sink_logits is not None:
         sink = call.score.sink_logits.to(lse)[None, :, None]
         output = output * torch.sigmoid(lse - sink)[..., None].to(output.dtype)

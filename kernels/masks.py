@@ -227,6 +227,12 @@ class MaskRule:
             dense=dense,
         )
 
+    def of_heads(self, heads: slice) -> "MaskRule":
+        """The rule of some heads, which differs only for a mask that came as a tensor."""
+        if self.dense is None or self.dense.shape[1] == 1:
+            return self
+        return replace(self, dense=self.dense[:, heads])
+
     def rows(self, q0: int, q1: int) -> "MaskRule":
         """The rule of queries q0..q1-1 of every sample."""
         padding, dense = self.query_padding, self.dense

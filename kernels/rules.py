@@ -130,9 +130,12 @@ class AttentionCall:
 
 
 def _spans(real: Bool[Tensor, "batch token"]) -> list[slice]:
-    """From the first to the last real token of each sample."""
+    """From the first to the last real token of each sample.
+
+    Where none is real it is one token, that nothing sees: no axis is ever empty.
+    """
     spans = []
     for row in real.cpu():
         at = row.nonzero().flatten()
-        spans.append(slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0))
+        spans.append(slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 1))
     return spans

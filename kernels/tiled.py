@@ -98,7 +98,7 @@ def statistics(
             for part, rest in zip(parts, other, strict=True):
                 part.merge(rest)
         own_sink = None if sink is None else sink[heads]
-        rows = Rows(lse[heads], own_sink, mass[heads], call.mask)
+        rows = Rows(lse[heads], own_sink, mass[heads], call.mask.of_heads(heads))
         by_heads.append(finish(parts, wanted, rows))
     arrays = {
         name: torch.cat([h[name] for h in by_heads])[None] for name in by_heads[0]

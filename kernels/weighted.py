@@ -153,7 +153,8 @@ class _Sample:
                 for part, rest in zip(first, other, strict=True):
                     part.merge(rest)
             sink = None if self.sink is None else self.sink[heads]
-            rows = Rows(self.lse[heads], sink, self.mass[heads], call.mask)
+            mask = call.mask.of_heads(heads)
+            rows = Rows(self.lse[heads], sink, self.mass[heads], mask)
             by_heads.append(tiled.finish(first, self.wanted, rows))
         arrays = {n: torch.cat([h[n] for h in by_heads])[None] for n in by_heads[0]}
         if any(isinstance(s, d.Edges) for s in self.wanted):

@@ -18,7 +18,7 @@ from interp.probes.activations import MassiveActivations
 from interp.probes.detector import HEADS, REPEATED_RANDOM, TEXT, Detector
 from interp.probes.reading import Bootstrap, Reading, read, summarize
 from interp.probes.registry import Chosen, resolve
-from interp.probes.sinks import SinkTokens
+from interp.probes.sinks import LearnedSinks, SinkTokens
 from interp.probes.tokens import over_tokens
 from interp.tasks import BLOCK, COPIES, repeated_random_for
 
@@ -97,6 +97,10 @@ def atlas(
     bootstrap = bootstrap or Bootstrap()
 
     skipped: dict[str, str] = {}
+    if not any(site.learned_sinks for site in model.anatomy.sites):
+        of_heads = [d for d in of_heads if not isinstance(d, LearnedSinks)]
+        if any(isinstance(detector, LearnedSinks) for detector in chosen):
+            skipped[LearnedSinks.name] = f"{model.name} has no learned sink logits"
     on_text = [detector for detector in of_heads if detector.task == TEXT]
     jobs = _texts(texts, on_text, needs=union([sinks.needs, massive.needs]))
     n_texts = len(jobs)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from interp.capture import Capture, TokenEdges
 from interp.errors import NotCapturedError
-from interp.probes.detector import REPEATED_RANDOM, RowDetector, edge
+from interp.probes.detector import REPEATED_RANDOM, TEXT, RowDetector, edge
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,17 @@ class PreviousToken(EdgeDetector):
 class DuplicateToken(EdgeDetector):
     """Mean mass on the latest earlier key that holds the query's own token.
 
-    On repeated random tokens only the second copy counts: its queries have exactly one
+    Read from plain text, where it differs from `Echo`: there the words before and
+    after differ as well. On repeated random tokens only the second copy counts: its queries have exactly one
     such key, however many the trace has summed.
     """
 
     name = "duplicate_token"
     label = "duplicate"
     last_copy = 1
+    task = TEXT
     long_name = "duplicate-token attention"
-    description = "Mean attention to the one earlier occurrence of the same token."
+    description = "Mean attention to the latest earlier occurrence of the same token."
     source = "Wang et al. 2022 (arXiv:2211.00593)"
 
 

@@ -1,6 +1,7 @@
 """Attention calls of every kind, with the pairs that exist told a second time."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from dense import Dense
@@ -37,40 +38,44 @@ class Case:
             for sample in range(self.call.n_batch)
         ]
 
-    def scores(self, dtype: torch.dtype, scale_first: bool = False) -> Tensor:
-        """Logits of all pairs in a precision; where to scale is the author's taste."""
+    def scores(self, dtype: torch.dtype, unit: float = 1.0, early: bool = False) -> Tensor:
+        """Logits of all pairs, in nats times `unit`; `early` scales the queries."""
         call, score = self.call, self.call.score
+        cap = score.softcap
+        factor = score.scale * unit if cap is None else score.scale / cap
         query = call.query.to(dtype)
         key = call.key.to(dtype).repeat_interleave(call.group_size, 1).mT
-        dots = (
-            (query * score.scale) @ key if scale_first else (query @ key) * score.scale
-        )
-        if score.softcap is not None:
-            dots = score.softcap * torch.tanh(dots / score.softcap)
+        dots = (query * factor) @ key if early else (query @ key) * factor
+        if cap is not None:
+            dots = torch.tanh(dots) * (cap * unit)
         if score.position_bias is not None:
-            dots = dots + score.position_bias.to(dtype)
+            dots = dots + score.position_bias.to(dtype) * unit
         return dots.masked_fill(~self.visible, -torch.inf)
 
     def dense(
         self,
         dtype: torch.dtype,
         *,
-        scale_first: bool = False,
+        unit: float = 1.0,
+        early: bool = False,
         lse: Tensor | None = None,
     ) -> list[Dense]:
         """The map of each sample, padding at the ends cut off.
 
         Args:
             dtype: What to compute in.
-            scale_first: Scale the queries, not the products.
-            lse: Use this log-sum-exp instead of the scores' own.
+            unit: Of the logits; log2(e) makes them those of base 2.
+            early: Scale the queries, not the products.
+            lse: A log-sum-exp in nats to use instead of the scores' own.
         """
-        scores = self.scores(dtype, scale_first)
-        lse = scores.logsumexp(-1) if lse is None else lse.to(dtype)
+        scores = self.scores(dtype, unit, early)
+        lse = scores.logsumexp(-1) / unit if lse is None else lse.to(dtype)
         norm, sink = lse, self.call.score.sink_logits
         if sink is not None:
             norm = torch.logaddexp(lse, sink.to(dtype)[:, None])
-        p = (scores - norm[..., None]).exp().masked_fill(~self.visible, 0.0)
+        logs = scores - norm[..., None] * unit
+        p = logs.exp() if unit == 1 else logs.exp2()
+        p = p.masked_fill(~self.visible, 0.0)
         mask = self.call.mask
         query = torch.arange(mask.query_length) + mask.query_offset
         key = torch.arange(mask.key_length) + mask.key_offset
@@ -246,14 +251,14 @@ def _pad(
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Any combination."""
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of `make`, in any combination."""
     pick = draw
     n_query = pick(st.sampled_from(LENGTHS))
     n_key = pick(st.sampled_from((n_query, n_query, *LENGTHS)))
-    return make(
-        n_query,
-        n_key,
+    return dict(
+        n_query=n_query,
+        n_key=n_key,
         mask=pick(st.sampled_from(MASKS)),
         padding=pick(st.sampled_from(PADDINGS)),
         values=pick(st.sampled_from(VALUES)),

@@ -16,7 +16,12 @@ from interp.probes.detector import HEADS
 from interp.probes.reading import Bootstrap, read, summarize
 from interp.probes.sinks import Sinks, SinksAnywhere, SinkTokens
 
-PER_HEAD = [name for name, kind in DETECTORS.items() if kind.dims == HEADS]
+PER_HEAD = [
+    name
+    for name, kind in DETECTORS.items()
+    if kind.dims == HEADS and name != "learned_sinks"
+]
+"""What an atlas of a model without learned sinks has."""
 LAYERS, N_HEADS = tiny_models.N_LAYERS, tiny_models.N_HEADS
 TEXTS = {
     "first": " ".join(f"w{3 + query * query % 40}" for query in range(40)),
@@ -160,6 +165,7 @@ def test_a_shortened_task_and_a_detector_without_value_are_reported():
 
     assert "15 tokens, not 256" in why["part of the repeated random tokens"]
     assert "no value" in why["local"]
+    assert "no learned sink" in why["learned_sinks"]
 
 
 def test_the_table_has_a_row_for_each_head_and_the_detectors_in_order():

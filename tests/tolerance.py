@@ -56,6 +56,8 @@ def _largest(a: Tensor, b: Tensor) -> float:
     """Largest difference; equal infinities differ by nothing."""
     difference = (a.double() - b.double()).abs()
     difference = difference.masked_fill(a.double() == b.double(), 0.0)
-    return float(difference.nan_to_num(0.0, posinf=torch.inf).max()) if len(
-        difference.flatten()
-    ) else 0.0
+    return (
+        float(difference.nan_to_num(0.0, posinf=torch.inf).max())
+        if len(difference.flatten())
+        else 0.0
+    )

@@ -7,6 +7,7 @@ waiting threads, and the peak of memory is this route's.
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -67,10 +68,11 @@ def _measure(
         text=True,
         check=False,
     )
-    if done.returncode == OUT_OF_MEMORY or done.returncode < 0:
+    if done.returncode in (OUT_OF_MEMORY, -signal.SIGKILL):
         return None
     if done.returncode:
-        raise InterpError(f"measuring {route} at {length} tokens: {done.stderr[-300:]}")
+        said = done.stderr.splitlines() or [f"it ended with {done.returncode}"]
+        raise InterpError(f"Measuring {route} at {length:,} tokens failed: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -182,7 +184,12 @@ def _fits(model: Any, length: int) -> bool:
 
 def _reset_peak() -> int:
     """Forget the peak of memory so far; bytes held now."""
-    Path("/proc/self/clear_refs").write_text("5")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise InterpError(
+            "This system does not tell the peak of memory. Measure on Linux."
+        ) from error
     return _status("VmRSS")
 
 
@@ -194,8 +201,11 @@ def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
-    raise InterpError(f"this system does not say {name}; measure on Linux")
+    raise InterpError(f"This system does not tell {name}. Measure on Linux.")
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))
+    try:
+        _run(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))
+    except InterpError as error:
+        sys.exit(str(error))

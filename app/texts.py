@@ -29,11 +29,16 @@ def read_texts(paths: Iterable[Path] | None) -> dict[str, str]:
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"The text {path} {what}. Give the path of a UTF-8 text file.")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"The text {path} does not exist. Give the path of a UTF-8 text file."
+        ) from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"The text {path} is a folder. Give the path of a UTF-8 text file."
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"The text {path} is not UTF-8: byte {error.start} cannot be read. Convert "
@@ -41,7 +46,8 @@ def _read(path: Path) -> str:
         ) from error
     except OSError as error:
         raise InputError(
-            f"The text {path} cannot be read: {error.strerror}. Check its permissions."
+            f"The text {path} cannot be read: {error.strerror}. Check its path and "
+            "permissions."
         ) from error
     if not text.strip():
         raise InputError(f"The text {path} is empty. Give at least one word.")
@@ -59,11 +65,11 @@ def parse_statistics(names: list[str] | None) -> Capture:
     known = [*STATISTICS, "residual"]
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = (
-                f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            near = get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise InputError(
+                f"No statistic is called {name!r}. Did you mean {near!r}? There are "
+                f"{', '.join(known)}."
             )
-            raise InputError(f"No statistic is called {name!r}. {hint}")
     kinds = dict.fromkeys(
         STATISTICS[n] for n in names if n not in ("residual", "edges")
     )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from interp.heads import HeadId, HeadSet
     from interp.models import Model, load
     from interp.storage import open_trace
-    from interp.tap import tap
     from interp.tracing import trace
 
 _HOMES = {
@@ -28,7 +27,6 @@ _HOMES = {
     "TokenEdges": "capture",
     "load": "models",
     "open_trace": "storage",
-    "tap": "tap",
     "trace": "tracing",
 }
 
@@ -41,7 +39,6 @@ __all__ = [
     "TokenEdges",
     "load",
     "open_trace",
-    "tap",
     "trace",
 ]
 

@@ -128,10 +128,10 @@ def attend(
     Returns:
         Output and lse as in `Visit`, the arrays, and the implementation used.
     """
+    # Which kernel makes the output must not depend on what is wanted: a resumed run
+    # skips statistics, and its later layers have to come out the same.
     chosen = "weighted" if edit is not None else statistics.choose(impl, call)
-    done = None
-    if chosen != "weighted" or (not wanted and edit is None):
-        done = fused.attend(call)
+    done = None if chosen == "weighted" else fused.attend(call)
     if done is None:
         own = wanted if chosen == "weighted" else ()
         output, lse, arrays = weighted.attend(call, edit, own)

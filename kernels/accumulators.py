@@ -4,100 +4,14 @@ An accumulator belongs to one sample and a range of heads. It sees every tile of
 rows once, in any order; accumulators over different rows merge into one.
 """
 
-import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels.masks import MaskRule
-
-NEAR = 256
-"""Keys up to the diagonal whose distances are taken pair by pair."""
-
-
-@dataclass
-class Tile:
-    """Weights of some queries on some keys, `[head, query, key]`.
-
-    Attributes:
-        weights: 0 where a pair does not exist.
-        logs: Logarithm of the weights where it is known, else None.
-        scratch: Same shape, free to overwrite; `logs` itself where nothing needs it
-            a second time.
-        log_unit: Nats of one unit of `logs`.
-    """
-
-    mask: MaskRule
-    q0: int
-    q1: int
-    k0: int
-    k1: int
-    weights: Float[Tensor, "head query key"]
-    logs: Float[Tensor, "head query key"] | None
-    scratch: Float[Tensor, "head query key"]
-    log_unit: float = math.log(2)
-
-    @property
-    def rows(self) -> slice:
-        """Its queries."""
-        return slice(self.q0, self.q1)
-
-    @property
-    def columns(self) -> slice:
-        """Its keys."""
-        return slice(self.k0, self.k1)
-
-    def distance(self, columns: slice) -> Float[Tensor, "query key"]:
-        """pos_query - pos_key, of some columns counted from `k0`."""
-        first = self.first - columns.start
-        n_key, like = columns.stop - columns.start, self.weights
-        return _distance(self.q1 - self.q0, n_key, first, like.dtype, like.device)
-
-    @property
-    def first(self) -> int:
-        """Distance of its first query and its first key."""
-        return self.q0 + self.mask.query_offset - self.k0 - self.mask.key_offset
-
-    def band(self, nearest: int | None, farthest: int | None) -> slice | None:
-        """Columns that hold pairs with a distance in the range; None when none do."""
-        shift = self.mask.query_offset - self.mask.key_offset
-        low, high = self.k0, self.k1
-        if farthest is not None:
-            low = max(low, self.q0 + shift - farthest)
-        if nearest is not None:
-            high = min(high, self.q1 + shift - nearest)
-        return slice(low - self.k0, high - self.k0) if low < high else None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What finishing needs to know about all rows of the heads.
-
-    Attributes:
-        lse: `[head, query]`, nats, learned sink excluded; -inf where nothing is seen.
-        sink_logits: `[head]` or None.
-        mass: `[head, query]`, the sum of the row's weights.
-        mask: The rule.
-    """
-
-    lse: Float[Tensor, "head query"]
-    sink_logits: Float[Tensor, " head"] | None
-    mass: Float[Tensor, "head query"]
-    mask: MaskRule
-
-    @property
-    def seen(self) -> Bool[Tensor, "head query"]:
-        """Rows that see at least one key."""
-        return self.lse > -torch.inf
-
-    def only_seen(self, values: Tensor) -> Tensor:
-        """The values, NaN where a row sees no key."""
-        return values.masked_fill(~self.seen, torch.nan)
+from interp.kernels.tiles import Rows, Tile
 
 
 class Accumulator:
@@ -156,53 +70,31 @@ class Entropy(Sum):
 
 
 class Distance(Sum):
-    """sum p (pos_query - pos_key).
-
-    Near the diagonal pair by pair. Farther keys count from the tile's first query, in
-    one product with a vector; each query's own place in the tile then needs only the
-    mass on them.
-    """
+    """sum p (pos_query - pos_key): pair by pair only near the diagonal."""
 
     def update(self, tile: Tile) -> None:
         """Add the tile's weighted distances."""
-        n_key = tile.k1 - tile.k0
-        far = min(max(tile.first - NEAR, 0), n_key)
-        rows = self.total[:, tile.rows]
-        if far:
-            weights = tile.weights[..., :far]
-            like = {"dtype": weights.dtype, "device": weights.device}
-            key = tile.first - torch.arange(far, **like)
-            place = torch.arange(tile.q1 - tile.q0, **like)
-            rows += weights @ key + weights.sum(-1) * place
-        if far < n_key:
-            near = slice(far, n_key)
-            rows += (tile.weights[..., near] * tile.distance(near)).sum(-1)
-
-
-@lru_cache(maxsize=32)
-def _distance(
-    n_query: int, n_key: int, first: int, dtype: torch.dtype, device: torch.device
-) -> Float[Tensor, "query key"]:
-    """Distances of a tile; kept, because those along the diagonal are all the same."""
-    query = torch.arange(n_query, device=device, dtype=dtype)[:, None] + first
-    return query - torch.arange(n_key, device=device, dtype=dtype)
+        middle, behind = tile.middle, slice(0, tile.middle.start)
+        near = (tile.weights[..., middle] * tile.distance(middle)).sum(-1)
+        far = tile.far_distance(behind, tile.behind)
+        self.total[:, tile.rows] += near + far + tile.ahead
 
 
 class ClippedDistance(Sum):
-    """clip * mass - sum over near pairs of p (clip - distance): far tiles are free."""
+    """sum p min(pos_query - pos_key, clip): of far keys only the mass is needed."""
 
     def update(self, tile: Tile) -> None:
-        """Add what near pairs fall short of the clip."""
+        """Add the tile's clipped distances."""
         clip = self.statistic.parameters["clip"]
-        band = tile.band(None, clip - 1)
-        if band is not None:
-            short = (clip - tile.distance(band)).clamp_(min=0)
-            self.total[:, tile.rows] += (tile.weights[..., band] * short).sum(-1)
-
-    def finish(self, rows: Rows) -> dict[str, Tensor]:
-        """The clip on all mass, less what near pairs fall short."""
-        clip = self.statistic.parameters["clip"]
-        return {"waad": rows.only_seen(rows.mass * clip - self.total)}
+        middle, n_far = tile.middle, tile.within(tile.first - clip + 1)
+        if n_far < middle.start:
+            mass = tile.weights[..., :n_far].sum(-1)
+        else:
+            mass = tile.behind + tile.weights[..., middle.start : n_far].sum(-1)
+        near = slice(n_far, middle.stop)
+        distance = tile.distance(near).clamp(max=clip)
+        part = (tile.weights[..., near] * distance).sum(-1)
+        self.total[:, tile.rows] += mass * clip + part + tile.ahead
 
 
 class FirstKeys(Sum):
@@ -222,12 +114,15 @@ class LocalMass(Sum):
     """Mass within the window."""
 
     def update(self, tile: Tile) -> None:
-        """Add the pairs nearer than the window."""
+        """Add the pairs nearer than the window; the nearest columns are all within."""
         window = self.statistic.parameters["window"]
-        band = tile.band(None, window - 1)
-        if band is not None:
-            near = tile.distance(band) < window
-            self.total[:, tile.rows] += (tile.weights[..., band] * near).sum(-1)
+        farthest = tile.first + tile.n_queries - 1
+        edge = slice(
+            tile.within(tile.first - window + 1), tile.within(farthest - window + 1)
+        )
+        at_edge = tile.weights[..., edge] * (tile.distance(edge) < window)
+        inside = tile.weights[..., edge.stop :].sum(-1)
+        self.total[:, tile.rows] += at_edge.sum(-1) + inside
 
 
 class Received(Sum):

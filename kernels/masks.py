@@ -127,7 +127,18 @@ class MaskRule:
         visible = parts[0]
         for part in parts[1:]:
             visible = visible & part
-        return visible
+        return visible.expand(-1, -1, q1 - q0, k1 - k0)
+
+    def may_be_blind(self, q0: int, q1: int) -> bool:
+        """False when each of queries q0..q1-1 is sure to see a key."""
+        if not self.is_band:
+            return True
+        shift = self.query_offset - self.key_offset
+        below = self.ahead is not None and q0 + shift + self.ahead < 0
+        above = (
+            self.behind is not None and q1 - 1 + shift - self.behind >= self.key_length
+        )
+        return below or above
 
     def uncertain(self, q0: int, q1: int, k0: int, k1: int) -> list[tuple[int, int]]:
         """Ranges of a tile's keys outside which every pair is visible."""
@@ -335,7 +346,7 @@ def _negative(value: int | None) -> int | None:
 
 def _holes(
     real: Bool[Tensor, "batch token"] | None, sample: int, tokens: slice
-) -> Bool[Tensor, "1 token"] | None:
+) -> Bool[Tensor, "1 real"] | None:
     """Padding that is left among one sample's tokens; None when there is none."""
     if real is None:
         return None

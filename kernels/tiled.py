@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interp.kernels import definitions as d
 from interp.kernels import workers
-from interp.kernels.accumulators import KINDS, Accumulator, Rows, Tile
+from interp.kernels.accumulators import KINDS, Accumulator
 from interp.kernels.rules import AttentionCall
+from interp.kernels.tiles import Rows, Tile
 
 LOG2E = 1 / math.log(2)
 
@@ -34,45 +35,46 @@ ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Weights of a tile: what stays near a core, or fills a device."""
 
 
-def log_sum_exp(call: AttentionCall) -> Float[Tensor, "batch head query"]:
-    """Row log-sum-exp of the scores in nats, learned sink excluded.
+def log_sum_exp(call: AttentionCall) -> Float[Tensor, "head query"]:
+    """Row log-sum-exp of the scores in base 2, learned sink excluded.
 
     Args:
         call: Of one sample.
     """
     shape = call.query.shape[1:3]
-    lse = call.query.new_full(shape, -torch.inf, dtype=call.dtype)
+    total = call.query.new_full(shape, -torch.inf, dtype=call.dtype)
     for heads in _head_ranges(call):
-        logits_of = _Logits(call, heads, torch.zeros_like(lse))
+        logits_of = _Logits(call, heads, torch.zeros_like(total), -torch.inf)
         for q0, q1 in _row_blocks(call):
-            rows = lse[heads, q0:q1]
+            rows = total[heads, q0:q1]
             for k0, k1 in _key_blocks(call, q0, q1):
                 logits = logits_of(q0, q1, k0, k1)
                 if logits is None:
                     continue
-                part = logits.mul_(math.log(2)).logsumexp(-1)
-                part = part.masked_fill(part < 0.5 * NEVER, -torch.inf)
-                torch.logaddexp(rows, part, out=rows)
-    return lse[None]
+                largest = logits.amax(-1).nan_to_num(neginf=0.0)
+                part = logits.sub_(largest[..., None]).exp2_().sum(-1).log2_()
+                torch.logaddexp2(rows, part.add_(largest), out=rows)
+    return total
 
 
 def statistics(
     call: AttentionCall,
     wanted: Sequence[d.Statistic],
-    lse: Float[Tensor, "batch head query"],
+    lse: Float[Tensor, "batch head query"] | None = None,
 ) -> dict[str, Tensor]:
     """The wanted statistics' arrays, `[batch, head, ...]` by name.
 
     Args:
         call: Of one sample.
         wanted: Computed together in one pass.
-        lse: Row log-sum-exp in nats, learned sink excluded.
+        lse: Row log-sum-exp in nats, learned sink excluded; a pass of its own if None.
     """
-    lse = lse[0].to(call.dtype)
+    norm = log_sum_exp(call) if lse is None else lse[0].to(call.dtype) * LOG2E
+    lse = norm * math.log(2) if lse is None else lse[0].to(call.dtype)
     sink = call.score.sink_logits
     sink = None if sink is None else sink.to(lse)
-    norm = lse if sink is None else torch.logaddexp(lse, sink[:, None])
-    mass = torch.ones_like(lse) if sink is None else (lse - norm).exp()
+    if sink is not None:
+        norm = torch.logaddexp2(norm, sink[:, None] * LOG2E)
     kinds = [s for s in wanted if type(s) in KINDS]
     n_workers = torch.get_num_threads() if call.query.device.type == "cpu" else 0
     blocks = list(_row_blocks(call))
@@ -98,14 +100,16 @@ def statistics(
             for part, rest in zip(parts, other, strict=True):
                 part.merge(rest)
         own_sink = None if sink is None else sink[heads]
-        rows = Rows(lse[heads], own_sink, mass[heads], call.mask.of_heads(heads))
+        rows = Rows(lse[heads], own_sink, call.mask.of_heads(heads))
         by_heads.append(finish(parts, wanted, rows))
     arrays = {
         name: torch.cat([h[name] for h in by_heads])[None] for name in by_heads[0]
     }
     for statistic in wanted:
         if isinstance(statistic, d.Edges):
-            arrays["edges"] = edge_weights(call, statistic, norm)[None]
+            edges = edge_weights(call, statistic, norm)
+            blind = (lse == -torch.inf)[..., None]
+            arrays["edges"] = edges.masked_fill(blind, torch.nan)[None]
     return arrays
 
 
@@ -149,7 +153,7 @@ def edge_weights(
     Args:
         call: Of one sample.
         edges: Target keys of each query.
-        norm: Log-sum-exp with the learned sink, nats.
+        norm: Log-sum-exp with the learned sink, base 2.
     """
     result = []
     for rows in edges.resolve(call.mask, call.query.device):
@@ -159,8 +163,7 @@ def edge_weights(
         result.append(mass.masked_fill_((rows[0] < 0).all(-1), torch.nan))
     if not result:
         return norm.new_empty(*norm.shape, 0)
-    unseen = norm == -torch.inf
-    return torch.stack(result, -1).masked_fill(unseen[..., None], torch.nan)
+    return torch.stack(result, -1)
 
 
 def _pair_weights(
@@ -179,7 +182,7 @@ def _pair_weights(
         rows = torch.arange(len(index), device=index.device)
         logits = logits + bias[0, :, rows, index]
     seen = call.mask.pairs(targets[None])[0]
-    return (logits - norm).exp().masked_fill(~seen, 0.0).nan_to_num(0.0)
+    return (logits * LOG2E - norm).exp2().masked_fill(~seen, 0.0).nan_to_num(0.0)
 
 
 def _head_ranges(call: AttentionCall) -> Iterator[slice]:
@@ -208,13 +211,15 @@ def _key_blocks(call: AttentionCall, q0: int, q1: int) -> Iterator[tuple[int, in
 class _Logits:
     """Base-2 logits of any tile, less the row's norm, in buffers used again."""
 
-    def __init__(self, call: AttentionCall, heads: slice, norm: Tensor) -> None:
+    def __init__(
+        self, call: AttentionCall, heads: slice, norm: Tensor, never: float = NEVER
+    ) -> None:
         group = call.group_size
         kv_heads = slice(heads.start // group, heads.stop // group)
         self.call, self.group, self.heads = call, group, heads
         self.query = call.query[0, heads]
         self.key = call.key[0, kv_heads].to(call.dtype)
-        self.norm = (norm[heads] * LOG2E).nan_to_num(neginf=0.0)
+        self.norm, self.never = norm[heads].nan_to_num(neginf=0.0), never
         n_heads = heads.stop - heads.start
         size = n_heads * ROWS * KEYS
         self.buffers = [self.key.new_empty(size) for _ in range(3)]
@@ -226,7 +231,7 @@ class _Logits:
         return flat.view(n_heads, n_query, n_key)
 
     def __call__(self, q0: int, q1: int, k0: int, k1: int) -> Tensor | None:
-        """The tile `[head, query, key]`, NEVER where no pair is; None when none is."""
+        """The tile `[head, query, key]`, `never` where no pair is; None when none is."""
         call = self.call
         masked = [
             (slice(a - k0, b - k0), self._hidden(call.mask.tile(q0, q1, a, b)))
@@ -256,7 +261,7 @@ class _Logits:
             logits.add_(bias[0, own, q0:q1, k0:k1].to(call.dtype), alpha=LOG2E)
         for columns, hidden in masked:
             if hidden is not None:
-                logits[..., columns].masked_fill_(hidden, NEVER)
+                logits[..., columns].masked_fill_(hidden, self.never)
         return logits
 
     def _hidden(self, visible: Tensor | None) -> Tensor | None:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from interp.kernels import definitions as d
 from interp.kernels import tiled, workers
-from interp.kernels.accumulators import KINDS, Accumulator, Rows, Tile
+from interp.kernels.accumulators import KINDS, Accumulator
 from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
+from interp.kernels.tiles import Rows, Tile
 
 ROWS = 64
 """Queries of a block on a CPU, unless there are few keys or very many."""
@@ -112,7 +113,6 @@ class _Sample:
     ) -> None:
         self.call, self.sample, self.edit, self.wanted = call, sample, edit, wanted
         self.output, self.lse = output, lse
-        self.mass = torch.ones_like(lse)
         self.kinds = [s for s in wanted if type(s) in KINDS]
         self.edges = [
             rows[0]
@@ -154,7 +154,7 @@ class _Sample:
                     part.merge(rest)
             sink = None if self.sink is None else self.sink[heads]
             mask = call.mask.of_heads(heads)
-            rows = Rows(self.lse[heads], sink, self.mass[heads], mask)
+            rows = Rows(self.lse[heads], sink, mask)
             by_heads.append(tiled.finish(first, self.wanted, rows))
         arrays = {n: torch.cat([h[n] for h in by_heads])[None] for n in by_heads[0]}
         if any(isinstance(s, d.Edges) for s in self.wanted):
@@ -196,7 +196,6 @@ class _Sample:
             norm = self._normalize(heads, q0, q1, logits, weights, hidden)
             if self.edit is not None:
                 weights = self._edited(weights, heads, (q0, q1, k0, k1))
-                self.mass[heads, q0:q1] = weights.sum(-1)
             flat = weights.flatten(0, 1) @ value[k0:k1]
             self.output[heads, q0:q1] = flat.view(shape[0], shape[1], -1)
             self._gather(heads, (q0, q1, k0, k1), weights)
@@ -234,7 +233,7 @@ class _Sample:
                 own = visible[0] if visible.shape[1] == 1 else visible[0, heads]
                 hidden = ~own.to(out.device)
                 out[..., a - k0 : b - k0].masked_fill_(hidden, _hidden(out.dtype))
-        return not call.mask.is_band
+        return call.mask.may_be_blind(q0, q1)
 
     def _normalize(
         self,
@@ -259,7 +258,6 @@ class _Sample:
         sink = self.sink[heads, None]
         share = torch.sigmoid(lse - sink)
         weights.mul_(share[..., None])
-        self.mass[heads, q0:q1] = share
         return torch.logaddexp(lse, sink)
 
     def _edited(

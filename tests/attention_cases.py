@@ -38,8 +38,10 @@ class Case:
             for sample in range(self.call.n_batch)
         ]
 
-    def scores(self, dtype: torch.dtype, unit: float = 1.0, early: bool = False) -> Tensor:
-        """Logits of all pairs, in nats times `unit`; `early` scales the queries."""
+    def scores(
+        self, dtype: torch.dtype, unit: float, early: bool, rounded: int
+    ) -> Tensor:
+        """Logits of all pairs, in nats times `unit`."""
         call, score = self.call, self.call.score
         cap = score.softcap
         factor = score.scale * unit if cap is None else score.scale / cap
@@ -50,6 +52,13 @@ class Case:
             dots = torch.tanh(dots) * (cap * unit)
         if score.position_bias is not None:
             dots = dots + score.position_bias.to(dtype) * unit
+        if rounded:
+            up = (
+                torch.rand(dots.shape, generator=torch.Generator().manual_seed(rounded))
+                < 0.5
+            )
+            step = 2 * torch.finfo(dtype).eps * dots.abs()
+            dots = dots + torch.where(up, step, -step)
         return dots.masked_fill(~self.visible, -torch.inf)
 
     def dense(
@@ -58,6 +67,7 @@ class Case:
         *,
         unit: float = 1.0,
         early: bool = False,
+        rounded: int = 0,
         lse: Tensor | None = None,
     ) -> list[Dense]:
         """The map of each sample, padding at the ends cut off.
@@ -66,9 +76,10 @@ class Case:
             dtype: What to compute in.
             unit: Of the logits; log2(e) makes them those of base 2.
             early: Scale the queries, not the products.
+            rounded: Seed by which to move each logit by two roundings, up or down.
             lse: A log-sum-exp in nats to use instead of the scores' own.
         """
-        scores = self.scores(dtype, unit, early)
+        scores = self.scores(dtype, unit, early, rounded)
         lse = scores.logsumexp(-1) / unit if lse is None else lse.to(dtype)
         norm, sink = lse, self.call.score.sink_logits
         if sink is not None:

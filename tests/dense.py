@@ -57,12 +57,7 @@ class Dense:
         }
         arrays = {name: row.masked_fill(~sees, torch.nan) for name, row in rows.items()}
         arrays["received"] = p.sum(1) / visible.sum(1)
-        arrays["received_max"] = (
-            p.masked_fill(~visible, torch.nan).nan_to_num(-1.0).amax(1)
-        )
-        arrays["received_max"] = arrays["received_max"].masked_fill(
-            ~visible.any(1), torch.nan
-        )
+        arrays["received_max"] = p.amax(1).masked_fill(~visible.any(1), torch.nan)
         arrays["fai"] = (p * far_enough).sum(1) / far_enough.sum(1)
         arrays["pattern"] = p.masked_fill(~sees[..., None], torch.nan)
         arrays |= self._blocks(size)

@@ -1,0 +1,218 @@
+"""The tap: what it sees, the traps on the way there, and that it leaves nothing."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, UNREACHABLE, WITHOUT_ATTENTION, tiny
+from transformers import AttentionInterface, AttentionMaskInterface
+
+import interp
+from interp.anatomy import Anatomy
+from interp.errors import UnsupportedModelError
+from interp.kernels import reference
+from interp.kernels.definitions import MaxMass
+from interp.masks import lazy_mask
+from interp.tap import tap
+
+
+def visits_of(model, **inputs):
+    seen = []
+    with torch.no_grad(), tap(model, seen.append):
+        model(**inputs)
+    return seen
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_model_is_the_same_after_a_trace(name, untouched):
+    model, inputs = tiny(name)
+    with untouched(model):
+        interp.trace(model, inputs)
+
+
+def test_the_model_is_the_same_after_a_visit_that_raised(untouched):
+    model, inputs = tiny("llama")
+
+    def fail(visit):
+        raise RuntimeError("on purpose")
+
+    with untouched(model), pytest.raises(RuntimeError, match="on purpose"):
+        with tap(model, fail):
+            model(**inputs)
+
+
+def test_the_model_is_the_same_after_a_trace_that_was_interrupted(untouched):
+    model, inputs = tiny("gemma3")
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with untouched(model), pytest.raises(KeyboardInterrupt):
+        interp.trace(model, inputs, progress=stop)
+
+
+def test_a_model_in_training_mode_is_traced_without_dropout_and_put_back():
+    model, inputs = tiny("gpt2")
+    loaded = interp.load(model)
+    first = interp.trace(loaded, inputs)
+    model.train()
+    model.transformer.h[0].mlp.eval()
+    again = interp.trace(loaded, inputs)
+    assert model.training
+    assert not model.transformer.h[0].mlp.training
+    assert again["self"]["entropy"].equals(first["self"]["entropy"])
+
+
+@pytest.mark.parametrize("name", [*UNREACHABLE, *WITHOUT_ATTENTION])
+def test_a_model_that_cannot_be_reached_is_refused_with_the_reason(name):
+    model, inputs = tiny(name)
+    with pytest.raises(UnsupportedModelError, match="attention"):
+        interp.trace(model, inputs)
+
+
+def test_both_registries_hold_the_private_name_and_give_it_up():
+    model, inputs = tiny("mistral")
+    names = []
+
+    def look(visit):
+        name = model.config._attn_implementation
+        names.append(name)
+        assert name in AttentionInterface._global_mapping
+        assert name in AttentionMaskInterface._global_mapping
+
+    with torch.no_grad(), tap(model, look):
+        model(**inputs)
+    [name] = set(names)
+    assert "flash" not in name
+    assert "/" not in name
+    assert "|" not in name
+    assert name not in AttentionInterface._global_mapping
+    assert name not in AttentionMaskInterface._global_mapping
+
+
+def test_taps_may_be_nested():
+    model, inputs = tiny("llama")
+    inner, outer = [], []
+    with torch.no_grad(), tap(model, outer.append):
+        with tap(model, inner.append):
+            model(**inputs)
+        model(**inputs)
+    assert len(inner) == len(outer) == 2
+
+
+@pytest.mark.parametrize(("name", "scale"), [("whisper", 1.0), ("t5", 1.0)])
+def test_the_scale_is_the_one_that_the_model_passes(name, scale):
+    model, inputs = tiny(name)
+    assert {visit.call.score.scale for visit in visits_of(model, **inputs)} == {scale}
+
+
+def test_softcap_and_learned_sinks_reach_the_score_rule():
+    gemma, inputs = tiny("gemma2")
+    assert all(v.call.score.softcap for v in visits_of(gemma, **inputs))
+    oss, inputs = tiny("gpt_oss")
+    assert all(v.call.score.sink_logits is not None for v in visits_of(oss, **inputs))
+
+
+def test_no_mask_of_query_times_key_is_ever_made():
+    model, inputs = tiny("gemma3")
+    for visit in visits_of(model, **inputs):
+        assert visit.call.mask.dense is None
+        assert visit.call.mask.function is None
+
+
+def test_layers_are_named_by_module_not_by_layer_idx():
+    model, inputs = tiny("whisper")
+    names = [(v.site.name, v.site.layer) for v in visits_of(model, **inputs)]
+    assert sorted(set(names)) == sorted(names)
+    assert {site for site, _ in names} == {"encoder", "self", "cross"}
+
+
+def test_a_mask_given_as_a_tensor_is_honoured():
+    model, inputs = tiny("llama")
+    ids = inputs["input_ids"]
+    n = ids.shape[1]
+    mask = torch.ones(n, n, dtype=torch.bool).tril()
+    mask[:, 3] = False
+    mask[3, 3] = True
+    for given in (mask, torch.where(mask, 0.0, torch.finfo(torch.float32).min)):
+        for visit in visits_of(model, input_ids=ids, attention_mask=given[None, None]):
+            weights, _ = reference.weights(visit.call)
+            assert (weights[:, :, 4:, 3] == 0).all()
+            assert (weights[:, :, 3, 3] > 0).all()
+
+
+def test_positions_are_absolute_in_a_sliding_cache():
+    model, inputs = tiny("mistral")
+    seen = []
+
+    def look(visit):
+        mask = visit.call.mask
+        if visit.site.layer == 0 and mask.query_length == 1:
+            newest = mask.key_offset + mask.key_length - 1
+            seen.append((mask.query_offset, newest, mask.key_length))
+            key = visit.arrays["max_key"]
+            assert ((key >= 0) & (key < mask.key_length)).all()
+
+    with torch.no_grad(), tap(model, look, wanted=lambda site: (MaxMass(),)):
+        under = model.generate(
+            inputs["input_ids"], max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
+    plain = model.generate(
+        inputs["input_ids"], max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    assert torch.equal(under, plain)
+    assert [query for query, _, _ in seen] == [12, 13, 14, 15, 16]
+    assert all(query == newest for query, newest, _ in seen)
+    assert all(length <= 5 for _, _, length in seen)
+
+
+def test_an_edit_changes_the_output_and_the_statistics_together():
+    model, inputs = tiny("llama")
+
+    def drop_first(weights, block):
+        kept = weights.masked_fill(block.key == 0, 0.0)
+        kept[..., block.query == 0, :] = weights[..., block.query == 0, :]
+        return kept / kept.sum(-1, keepdim=True)
+
+    from interp.kernels.definitions import FirstMass
+
+    seen = []
+    with torch.no_grad():
+        before = model(**inputs).logits
+        edit = lambda site: drop_first if site.layer == 1 else None  # noqa: E731
+        with tap(model, seen.append, wanted=lambda site: (FirstMass(),), edit=edit):
+            after = model(**inputs).logits
+    assert (seen[0].arrays["first_mass"][..., 1:] > 0).all()
+    assert (seen[1].arrays["first_mass"][..., 1:] == 0).all()
+    assert not torch.allclose(before, after)
+    assert torch.allclose(before[:, 0], after[:, 0], atol=1e-4)
+
+
+def test_t5_says_that_its_memory_is_not_linear():
+    capability = Anatomy.of(tiny("t5")[0]).capability("linear_memory")
+    assert not capability.available
+    assert "bias" in capability.reason
+
+
+def test_a_recognized_mask_function_becomes_a_band():
+    from transformers.masking_utils import (
+        sliding_window_bidirectional_mask_function,
+        sliding_window_causal_mask_function,
+    )
+
+    rule = lazy_mask(1, 40, 40, mask_function=sliding_window_causal_mask_function(7))
+    assert (rule.ahead, rule.behind, rule.function) == (0, 6, None)
+    both = lazy_mask(
+        1, 40, 40, mask_function=sliding_window_bidirectional_mask_function(7)
+    )
+    assert (both.ahead, both.behind, both.function) == (7, 7, None)
+
+
+def test_an_unknown_mask_function_is_asked_tile_by_tile():
+    def blocks(batch, head, query, key):
+        return query // 5 == key // 5
+
+    rule = lazy_mask(1, 12, 12, mask_function=blocks)
+    index = torch.arange(12)
+    wanted = index[:, None] // 5 == index // 5
+    assert torch.equal(rule.tile(0, 12, 0, 12)[0, 0], wanted)
+    assert torch.equal(rule.tile(4, 9, 3, 7)[0, 0], wanted[4:9, 3:7])

@@ -73,9 +73,11 @@ def halves(
         Those of the attention half, and that of the other half (None where it has no
         module of its own). Where a norm follows (Gemma, OLMo), it is the norm.
     """
-    if hasattr(block, "post_feedforward_layernorm"):
-        return [block.post_attention_layernorm], block.post_feedforward_layernorm
+    parts = dict(block.named_children())
+    if "post_feedforward_layernorm" in parts:
+        norm = parts["post_attention_layernorm"]
+        return [norm], parts["post_feedforward_layernorm"]
     for name in ("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc2"):
-        if isinstance(getattr(block, name, None), nn.Module):
-            return attention, getattr(block, name)
+        if name in parts:
+            return attention, parts[name]
     return attention, None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Store:
             else:
                 shutil.rmtree(path)
         with _writing(path):
-            self.root = zarr.open_group(path, mode="a", zarr_format=3)
+            self.root: Any = zarr.open_group(path, mode="a", zarr_format=3)
             self.root.attrs.update({MARK: FORMAT, **attrs})
         self.digests = {
             name: dict(group.attrs.get(DIGESTS, {}))
@@ -190,7 +190,7 @@ def open_trace(path: str | os.PathLike[str], *, verify: bool = True) -> xr.DataT
     """
     path = Path(path)
     _require_store(path)
-    root = zarr.open_group(path, mode="r")
+    root: Any = zarr.open_group(path, mode="r")
     if verify:
         for node, group in root.groups():
             for layer, digest in dict(group.attrs.get(DIGESTS, {})).items():
@@ -207,7 +207,7 @@ def open_trace(path: str | os.PathLike[str], *, verify: bool = True) -> xr.DataT
     return tree
 
 
-def _layer(dims: tuple[str, ...], index: int) -> tuple[slice | int, ...]:
+def _layer(dims: Iterable[Hashable], index: int) -> tuple[slice | int, ...]:
     return tuple(index if dim == "layer" else slice(None) for dim in dims)
 
 

@@ -1,0 +1,1 @@
+"""Changes to a running model that come out again; nothing here knows detectors."""

@@ -64,9 +64,9 @@ class PreviousToken(EdgeDetector):
 class DuplicateToken(EdgeDetector):
     """Mean mass on the latest earlier key that holds the query's own token.
 
-    Read from plain text, where it differs from `Echo`: there the words before and
-    after differ as well. On repeated random tokens only the second copy counts: its queries have exactly one
-    such key, however many the trace has summed.
+    Read from plain text, where it differs from `Echo`: there the words around differ
+    as well. On repeated random tokens only the second copy counts: its queries have
+    exactly one such key, however many the trace has summed.
     """
 
     name = "duplicate_token"

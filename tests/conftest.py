@@ -2,6 +2,7 @@
 
 import os
 
+# ruff: noqa: E402  (annotations are checked from the first import on)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook

@@ -108,7 +108,7 @@ def test_a_trace_equals_the_eager_maps(name):
 def test_a_padded_batch_equals_the_eager_maps(name, side):
     inputs = dict(tiny(name)[1])
     mask = torch.ones_like(inputs["input_ids"])
-    mask[1, :5 if side == "left" else None] = 0
+    mask[1, : 5 if side == "left" else None] = 0
     if side == "right":
         mask[1] = 1
         mask[1, -5:] = 0

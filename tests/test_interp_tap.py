@@ -34,9 +34,9 @@ def test_the_model_is_the_same_after_a_visit_that_raised(untouched):
     def fail(visit):
         raise RuntimeError("on purpose")
 
-    with untouched(model), pytest.raises(RuntimeError, match="on purpose"):
-        with tap(model, fail):
-            model(**inputs)
+    on_purpose = pytest.raises(RuntimeError, match="on purpose")
+    with untouched(model), on_purpose, tap(model, fail):
+        model(**inputs)
 
 
 def test_the_model_is_the_same_after_a_trace_that_was_interrupted(untouched):

@@ -123,9 +123,7 @@ def test_what_the_halves_wrote_adds_up_to_the_stream(name):
             residual["max"].values[layer], stream[at].abs(), rtol=1e-3
         )
         written = residual["attention_write"][layer] + residual["mlp_write"][layer]
-        np.testing.assert_allclose(
-            written, (stream - before)[at], rtol=1e-2, atol=1e-3
-        )
+        np.testing.assert_allclose(written, (stream - before)[at], rtol=1e-2, atol=1e-3)
 
 
 def test_a_block_that_does_something_else_has_no_halves():

@@ -161,7 +161,12 @@ def rows(
         raise InputError(
             f"{folder} holds no {TABLE}. Give a folder that `interp atlas` wrote."
         )
-    table = pd.read_csv(path).set_index(["layer", "head"])
+    try:
+        table = pd.read_csv(path).set_index(["layer", "head"])
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is not what `interp atlas` wrote. Make the atlas again."
+        ) from error
     bounds = ("_low", "_high")
     detectors = [c for c in table.columns[1:] if not c.endswith(bounds)]
     if not detectors:
@@ -219,7 +224,7 @@ def _known_run(out: Path) -> dict[str, Any] | None:
 def _require_same(out: Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuses another run's results."""
     known, asked = ({**each, **each["parameters"]} for each in (known, asked))
-    for key in [*IDENTITY, *asked["parameters"]]:
+    for key in [*asked["parameters"], *IDENTITY]:
         was, now = known.get(key), asked[key]
         if key != "parameters" and json.dumps(was) != json.dumps(now):
             raise InputError(

@@ -4,7 +4,10 @@ Exit codes: 0 done, 1 our mistake, 2 the caller's (one line on stderr), 130 inte
 Nothing heavy is imported before the door is open, so that Ctrl-C is always caught.
 """
 
+import _thread
 import sys
+import threading
+import warnings
 
 from interp.errors import InterpError
 
@@ -13,6 +16,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    before, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         from interp.app.commands import run
 
@@ -22,7 +26,10 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
+    finally:
+        sys.unraisablehook = before
     if code == INTERRUPTED:
+        warnings.simplefilter("ignore")  # of what was cut off halfway
         _say("Interrupted. What was finished is kept; run the same command to go on.")
     sys.exit(code)
 
@@ -30,3 +37,11 @@ def main() -> None:
 def _say(message: str) -> None:
     """One line on stderr."""
     sys.stderr.write(f"interp: {' '.join(message.split())}\n")
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """Sends a Ctrl-C again that came during a destructor, where Python drops it."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)

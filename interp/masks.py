@@ -139,15 +139,25 @@ def _one_by_one(function: Callable[..., Tensor]) -> MaskFunction:
 
 
 def _sampled(
-    function: MaskFunction, n_query: int, n_key: int, q_offset: int, k_offset: int
+    function: MaskFunction,
+    band: Band,
+    n_query: int,
+    n_key: int,
+    q_offset: int,
+    k_offset: int,
 ) -> tuple[Tensor, Tensor]:
-    """Distances of sampled pairs, and what the function says of them."""
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randint(n_query, (SAMPLED,), generator=generator)
-    key = torch.randint(n_key, (SAMPLED,), generator=generator)
-    near = (query[: SAMPLED // 2] + q_offset - k_offset).clamp(0, n_key - 1)
-    key[: SAMPLED // 2] = (near + torch.randint(-2, 3, near.shape)).clamp(0, n_key - 1)
-    query, key = query + q_offset, key + k_offset
+    """Distances of sampled pairs, and what the function says of them.
+
+    Half of the pairs lie where the band begins and ends.
+    """
+    draw = torch.Generator().manual_seed(0)  # the global one is the caller's
+    query = torch.randint(n_query, (SAMPLED,), generator=draw) + q_offset
+    key = torch.randint(n_key, (SAMPLED,), generator=draw) + k_offset
+    edges = torch.tensor([0, -(band.ahead or 0), band.behind or 0])
+    n_near = SAMPLED // 2
+    edge = edges[torch.randint(len(edges), (n_near,), generator=draw)]
+    near = query[:n_near] - edge + torch.randint(-2, 3, (n_near,), generator=draw)
+    key[:n_near] = near.clamp(k_offset, k_offset + n_key - 1)
     batch = torch.zeros_like(query)
     return query - key, function(batch, batch, query, key)
 
@@ -162,7 +172,7 @@ def _inside(distance: Tensor, band: Band) -> Tensor:
 
 
 def _agrees(function: MaskFunction, band: Band, *box: int) -> bool:
-    distance, seen = _sampled(function, *box)
+    distance, seen = _sampled(function, band, *box)
     return bool((_inside(distance, band) == seen.cpu()).all())
 
 
@@ -170,7 +180,7 @@ def _covers(function: MaskFunction, band: Band, *box: int) -> bool:
     if band.ahead is None and band.behind is None:
         return True
     try:
-        distance, seen = _sampled(function, *box)
+        distance, seen = _sampled(function, band, *box)
     except RuntimeError:  # the function indexes tensors on another device
         return False
     return bool((_inside(distance, band) | ~seen.cpu()).all())

@@ -77,8 +77,6 @@ class Recorder:
     def wanted(self, site: Site) -> list[Statistic]:
         """Statistics to compute at the next call of a site; none if they are there."""
         layer = self.calls.get(site.name, -1) + 1
-        if self.room.done(site.name, layer):
-            return []
         wanted = list(self.capture.statistics)
         if site.name == "cross":
             lost = [s.name for s in wanted if s.positional]
@@ -86,6 +84,8 @@ class Recorder:
             if lost and not any(s["what"] == CROSS for s in self.skipped):
                 why = f"query and key have no position in common: {', '.join(lost)}"
                 self.skipped.append({"what": CROSS, "why": why})
+        if self.room.done(site.name, layer):
+            return []
         edges = self.edges[site.name]
         return wanted if edges is None else [*wanted, edges]
 
@@ -93,11 +93,11 @@ class Recorder:
         """Keeps the statistics of one attention call."""
         site = visit.site.name
         layer = self.calls[site] = self.calls.get(site, -1) + 1
+        self.implementations.add(visit.impl)
         wanted = [] if self.room.done(site, layer) else self._specs(visit)
         if wanted:
             specs = {array.name: (array, s) for s in wanted for array in s.arrays}
             own = _own_frame(visit.arrays, wanted, visit.call.samples())
-            self.implementations.add(visit.impl)
             self._write_site(site, layer, specs, own)
         self.n_done += 1
         if self.progress is not None:

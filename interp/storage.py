@@ -25,7 +25,12 @@ FORMAT = 1
 
 MARK = "interp_format"
 DIGESTS = "layer_digests"
+LABELS = "labels_digest"
+NODES = "nodes"
 COMPLETE = "complete"
+
+BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
+"""What reading data that are missing or cut off raises, from the file to the codec."""
 
 
 @dataclass(frozen=True)
@@ -107,24 +112,40 @@ class Store:
 
     def __init__(self, path: Path, attrs: dict[str, Any], resume: bool = True) -> None:
         self.path = path
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-            _require_store(path)
-            if resume:
-                _require_same(path, attrs)
-            else:
-                shutil.rmtree(path)
         with _writing(path):
-            self.root: Any = zarr.open_group(path, mode="a", zarr_format=3)
-            self.root.attrs.update({MARK: FORMAT, **attrs})
-        self.digests = {
-            name: dict(group.attrs.get(DIGESTS, {}))
-            for name, group in self.root.groups()
-        }
+            if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+                _require_store(path)
+                if resume:
+                    _require_same(path, attrs)
+                else:
+                    shutil.rmtree(path)
+            if not (path / "zarr.json").exists():
+                header = {MARK: FORMAT, **attrs}
+                zarr.create_group(path, attributes=header, zarr_format=3)
+            self.root: Any = zarr.open_group(path, mode="r+")
+            self.digests = self._found()
+            self.is_complete = self._is_intact()
+            if self.root.attrs.get(COMPLETE) and not self.is_complete:
+                self.root.attrs[COMPLETE] = False
 
-    @property
-    def is_complete(self) -> bool:
-        """Every layer that was asked for is there."""
-        return bool(self.root.attrs.get(COMPLETE))
+    def _found(self) -> dict[str, dict[str, str]]:
+        """Digests of the nodes there are; what is damaged beyond a layer goes."""
+        found = {}
+        for folder in sorted(each for each in self.path.iterdir() if each.is_dir()):
+            digests = _digests(self.path, folder.name)
+            if digests is None:
+                shutil.rmtree(folder)
+            else:
+                found[folder.name] = digests
+        return found
+
+    def _is_intact(self) -> bool:
+        """Everything that a finished run wrote is there."""
+        return bool(self.root.attrs.get(COMPLETE)) and all(
+            name in self.digests
+            and all(self.done(name, int(layer)) for layer in self.digests[name])
+            for name in self.root.attrs[NODES]
+        )
 
     def done(self, node: str, layer: int) -> bool:
         """The layer is written and its data unharmed."""
@@ -157,6 +178,8 @@ class Store:
                 array.attrs.update(f.attrs)
             ds = xr.Dataset(coords=coords)
             ds.to_zarr(self.path, group=node, mode="a", consolidated=False)
+            group = self.root[node]  # as it now is on the disk
+            group.attrs.update({LABELS: _digest(_labels_of(group)), DIGESTS: {}})
         self.digests[node] = {}
 
     def write(self, node: str, layer: int, arrays: dict[str, np.ndarray]) -> None:
@@ -173,8 +196,9 @@ class Store:
     def finish(self, attrs: dict[str, Any]) -> xr.DataTree:
         """Marks the store complete and opens it."""
         with _writing(self.path):
-            self.root.attrs.update({**attrs, COMPLETE: True})
-        return open_trace(self.path)
+            nodes = sorted(self.digests)
+            self.root.attrs.update({**attrs, NODES: nodes, COMPLETE: True})
+        return open_trace(self.path, verify=False)
 
 
 def open_trace(path: str | os.PathLike[str], *, verify: bool = True) -> xr.DataTree:
@@ -191,42 +215,94 @@ def open_trace(path: str | os.PathLike[str], *, verify: bool = True) -> xr.DataT
     path = Path(path)
     _require_store(path)
     root: Any = zarr.open_group(path, mode="r")
-    if verify:
-        for node, group in root.groups():
-            for layer, digest in dict(group.attrs.get(DIGESTS, {})).items():
-                if _digest(_layer_of(group, int(layer))) != digest:
-                    raise StorageError(
-                        f"The store {path} is damaged: layer {layer} of '{node}' is "
-                        "not what was written. Trace again with resume to repair it."
-                    )
-    tree = xr.open_datatree(path, engine="zarr", consolidated=False)
-    tree.attrs.pop(MARK, None)
-    tree.attrs[COMPLETE] = bool(tree.attrs.get(COMPLETE, False))
-    for node in tree.subtree:
-        node.attrs.pop(DIGESTS, None)
-    return tree
+    attrs = {key: value for key, value in root.attrs.items() if key != MARK}
+    folders = sorted(each.name for each in path.iterdir() if each.is_dir())
+    attrs[COMPLETE] = bool(attrs.get(COMPLETE, False))
+    nodes = attrs.pop(NODES, folders)
+    tree = {"/": xr.Dataset(attrs=attrs)}
+    for name in nodes:
+        digests = _digests(path, name)
+        if digests is None and not attrs[COMPLETE]:
+            continue  # its run ended while making room for it
+        damaged = _damage(root, name, digests) if verify or digests is None else None
+        if damaged:
+            raise StorageError(
+                f"The store {path} is damaged: {damaged} is not what was written. "
+                "Trace again with resume to repair it."
+            )
+        tree[f"/{name}"] = _dataset(path, name)
+    return xr.DataTree.from_dict(tree)
+
+
+def _digests(path: Path, name: str) -> dict[str, str] | None:
+    """Digests of a node's layers; None for a node that was never whole, or no more."""
+    try:
+        group: Any = zarr.open_group(path / name, mode="r")
+        if _digest(_labels_of(group)) == group.attrs[LABELS]:
+            return dict(group.attrs[DIGESTS])
+    except BROKEN:
+        pass
+    return None
+
+
+def _damage(root: Any, name: str, digests: dict[str, str] | None) -> str | None:
+    """What of a node is not as it was written."""
+    if digests is None:
+        return f"'{name}'"
+    for layer, digest in digests.items():
+        if _digest(_layer_of(root[name], int(layer))) != digest:
+            return f"layer {layer} of '{name}'"
+    return None
+
+
+def _dataset(path: Path, name: str) -> xr.Dataset:
+    """A node with the labels that it had in memory."""
+    ds = xr.open_dataset(path, engine="zarr", group=name, consolidated=False)
+    strings = {
+        label: (array.dims, array.values.astype(object), array.attrs)
+        for label, array in ds.coords.items()
+        if array.dtype.kind == "T"
+    }
+    ds = ds.assign_coords(strings)
+    return ds.drop_attrs(deep=False)
 
 
 def _layer(dims: Iterable[Hashable], index: int) -> tuple[slice | int, ...]:
     return tuple(index if dim == "layer" else slice(None) for dim in dims)
 
 
+def _has_layers(name: str, array: Any) -> bool:
+    """Values of layers, not labels along them."""
+    dims = array.metadata.dimension_names or ()
+    return ("layer" in dims and len(dims) > 1) or name == "median_all"
+
+
 def _layer_of(group: Any, layer: int) -> Iterator[tuple[str, np.ndarray]]:
     """The layer's part of every array that has layers, by name."""
     for name, array in sorted(group.arrays()):
-        dims = array.metadata.dimension_names or ()
-        if ("layer" in dims and len(dims) > 1) or name == "median_all":
+        if _has_layers(name, array):
             try:
-                yield name, np.asarray(array[_layer(dims, layer)])
-            except (OSError, ValueError, RuntimeError, IndexError):
+                at = _layer(array.metadata.dimension_names, layer)
+                yield name, np.asarray(array[at])
+            except BROKEN:
                 yield name, np.empty(0)
+
+
+def _labels_of(group: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Names of the arrays that have layers, and the labels themselves."""
+    for name, array in sorted(group.arrays()):
+        values = np.empty(0) if _has_layers(name, array) else np.asarray(array[...])
+        yield name, values.astype(object) if values.dtype.kind == "T" else values
 
 
 def _digest(arrays: Iterator[tuple[str, np.ndarray]]) -> str:
     digest = hashlib.sha256()
     for name, values in arrays:
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
+        if values.dtype == object:
+            digest.update(json.dumps(values.tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 

@@ -103,9 +103,19 @@ def _kernel(
     if query.device.type == "cuda":
         output, lse = _cuda(query, key, value, scale, causal, bias)
     else:
+        # In half precision the lse of this kernel is good to 14 bits only.
+        dtype = query.dtype
+        query, key, value = query.float(), key.float(), value.float()
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+            query,
+            key,
+            value,
+            0.0,
+            causal,
+            attn_mask=None if bias is None else bias.float(),
+            scale=scale,
         )
+        output = output.to(dtype)
     return output[..., :width], lse.float()
 
 

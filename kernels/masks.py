@@ -239,7 +239,7 @@ class MaskRule:
         )
 
     def of_heads(self, heads: slice) -> "MaskRule":
-        """The rule of some heads, which differs only for a mask that came as a tensor."""
+        """The rule of some heads: another one only where the mask is a tensor."""
         if self.dense is None or self.dense.shape[1] == 1:
             return self
         return replace(self, dense=self.dense[:, heads])

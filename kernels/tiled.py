@@ -231,7 +231,7 @@ class _Logits:
         return flat.view(n_heads, n_query, n_key)
 
     def __call__(self, q0: int, q1: int, k0: int, k1: int) -> Tensor | None:
-        """The tile `[head, query, key]`, `never` where no pair is; None when none is."""
+        """The tile `[head, query, key]`, `never` where hidden; None when all is."""
         call = self.call
         masked = [
             (slice(a - k0, b - k0), self._hidden(call.mask.tile(q0, q1, a, b)))

@@ -79,14 +79,14 @@ class Tile:
 
     @cached_property
     def ahead(self) -> Float[Tensor, "head query"]:
-        """sum p (pos_query - pos_key) over the columns after the middle."""
+        """Sum of p (pos_query - pos_key) over the columns after the middle."""
         columns = slice(self.middle.stop, self.n_keys)
         return self.far_distance(columns, self.weights[..., columns].sum(-1))
 
     def far_distance(
         self, columns: slice, mass: Float[Tensor, "head query"]
     ) -> Float[Tensor, "head query"]:
-        """sum p (pos_query - pos_key) over columns none of which is near.
+        """Sum of p (pos_query - pos_key) over columns none of which is near.
 
         One product with a vector counts from the first query; each query's own place
         in the tile then needs only the mass.

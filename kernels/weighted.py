@@ -20,7 +20,7 @@ from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
 from interp.kernels.tiles import Rows, Tile
 
-ROWS = 64
+ROWS = 128
 """Queries of a block on a CPU, unless there are few keys or very many."""
 
 NEAR_CORE = 1 << 18

@@ -57,7 +57,7 @@ class Case:
                 torch.rand(dots.shape, generator=torch.Generator().manual_seed(rounded))
                 < 0.5
             )
-            step = 2 * torch.finfo(dtype).eps * dots.abs()
+            step = 4 * torch.finfo(dtype).eps * dots.abs()
             dots = dots + torch.where(up, step, -step)
         return dots.masked_fill(~self.visible, -torch.inf)
 
@@ -76,7 +76,8 @@ class Case:
             dtype: What to compute in.
             unit: Of the logits; log2(e) makes them those of base 2.
             early: Scale the queries, not the products.
-            rounded: Seed by which to move each logit by two roundings, up or down.
+            rounded: Seed by which to move each logit, made in about four steps, by a
+                rounding a step.
             lse: A log-sum-exp in nats to use instead of the scores' own.
         """
         scores = self.scores(dtype, unit, early, rounded)

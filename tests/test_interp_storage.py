@@ -1,6 +1,5 @@
 """Stores: what survives an interruption, and what is refused."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,9 +11,12 @@ import zarr
 from tiny_models import tiny, tiny_tokenizer
 
 import interp
+from interp.capture import Capture, TokenEdges
 from interp.errors import StorageError
+from interp.kernels.definitions import Distance, Entropy, MaxMass
 
 TEXT = "w3 w9 w4 w9 w7 w3 w9 w5"
+FEW = Capture((Entropy(), MaxMass(), Distance()), TokenEdges())
 
 
 @pytest.fixture
@@ -41,19 +43,30 @@ def interrupt_after(n: int):
 def test_a_stored_trace_equals_the_one_in_memory(model, tmp_path):
     stored = interp.trace(model, TEXT, out=tmp_path / "t.zarr")
     memory = interp.trace(model, TEXT)
+    assert {**memory.attrs, "complete": True} == stored.attrs
+    assert set(memory.children) == set(stored.children)
     for name, node in memory.children.items():
-        xr.testing.assert_equal(
-            node.to_dataset().reset_coords(drop=True),
-            stored[name].to_dataset().load().reset_coords(drop=True),
-        )
-        for array in node.variables:
-            assert array in stored[name].variables
-            for key, value in node[array].attrs.items():
-                assert stored[name][array].attrs[key] == value
-    assert stored.attrs["complete"]
+        xr.testing.assert_identical(node.to_dataset(), stored[name].to_dataset().load())
+        for array, wanted in node.variables.items():
+            assert stored[name][array].dtype == wanted.dtype
+    picked = stored["self"]["edges"].sel(edge="previous", layer=1)
+    assert picked.equals(memory["self"]["edges"].sel(edge="previous", layer=1))
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_stored_batch_equals_the_one_in_memory(model, tmp_path):
+    stored = interp.trace(model, [TEXT, "w3 w9"], out=tmp_path / "t.zarr")
+    memory = interp.trace(model, [TEXT, "w3 w9"])
+    for name, node in memory.children.items():
+        xr.testing.assert_identical(node.to_dataset(), stored[name].to_dataset().load())
+
+
+def test_writing_and_reading_a_store_warns_of_nothing(model, tmp_path, recwarn):
+    interp.trace(model, TEXT, out=tmp_path / "t.zarr")
+    interp.open_trace(tmp_path / "t.zarr").load()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
 def test_an_interrupted_run_is_readable_and_resumes_to_equal_bytes(
     model, tmp_path, after
 ):
@@ -91,29 +104,84 @@ def test_another_run_s_store_is_refused_and_kept(model, tmp_path):
     assert interp.open_trace(path).attrs["n_tokens"] == 2
 
 
-@pytest.mark.parametrize("damage", ["truncate", "delete", "alter"])
+def test_an_interrupted_encoder_and_decoder_resume_to_equal_bytes(tmp_path):
+    module, inputs = tiny("bart")
+    whole, broken = tmp_path / "whole.zarr", tmp_path / "broken.zarr"
+    interp.trace(module, inputs, out=whole, capture=FEW)
+    with pytest.raises(KeyboardInterrupt):
+        interp.trace(
+            module, inputs, out=broken, capture=FEW, progress=interrupt_after(5)
+        )
+    interp.trace(module, inputs, out=broken, capture=FEW)
+    assert files_of(broken) == files_of(whole)
+    assert "cross" in interp.open_trace(broken).attrs["skipped"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_run_that_ends_while_it_makes_room_resumes_to_equal_bytes(
+    model, tmp_path, monkeypatch, call
+):
+    whole, broken = tmp_path / "whole.zarr", tmp_path / "broken.zarr"
+    interp.trace(model, TEXT, out=whole, capture=FEW)
+    calls, write = [], xr.Dataset.to_zarr
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return write(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(xr.Dataset, "to_zarr", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            interp.trace(model, TEXT, out=broken, capture=FEW)
+    so_far = interp.open_trace(broken)
+    assert not so_far.attrs["complete"]
+    assert len(so_far.children) == call - 1
+    interp.trace(model, TEXT, out=broken, capture=FEW)
+    assert files_of(broken) == files_of(whole)
+
+
+CHUNK, LABELS = "self/entropy/c/1/0/0", "self/query_token/c/0"
+DAMAGES = {
+    "a truncated chunk": (CHUNK, lambda data: data[: len(data) // 2], "layer 1 of"),
+    "a missing chunk": (CHUNK, None, "layer 1 of 'self'"),
+    "an altered chunk": (CHUNK, lambda data: data[:-1] + b"!", "layer 1 of 'self'"),
+    "truncated labels": (LABELS, lambda data: data[: len(data) // 2], "'self'"),
+    "missing labels": (LABELS, None, "'self'"),
+    "an array's header": ("self/entropy/zarr.json", lambda data: data[:50], "'self'"),
+    "a missing array": ("self/entropy/zarr.json", None, "'self'"),
+    "a node's header": ("residual/zarr.json", lambda data: data[:50], "'residual'"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Object at")
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_data_are_noticed_and_repaired(model, tmp_path, damage):
     path = tmp_path / "t.zarr"
-    interp.trace(model, TEXT, out=path)
+    interp.trace(model, TEXT, out=path, capture=FEW)
     wanted = files_of(path)
-    chunk = path / "self" / "entropy" / "c" / "1" / "0" / "0"
-    data = chunk.read_bytes()
-    if damage == "delete":
-        chunk.unlink()
-    elif damage == "truncate":
-        chunk.write_bytes(data[: len(data) // 2])
+    name, change, message = DAMAGES[damage]
+    if change is None:
+        (path / name).unlink()
     else:
-        chunk.write_bytes((path / "self/entropy/c/2/0/0").read_bytes())
-    with pytest.raises(StorageError, match=r"damaged: layer 1 of 'self'"):
+        (path / name).write_bytes(change(wanted[name]))
+    with pytest.raises(StorageError, match=rf"damaged: .*{message}.*resume"):
         interp.open_trace(path)
-    header = path / "zarr.json"
-    attrs = json.loads(header.read_text())
-    attrs["attributes"].pop("complete")
-    header.write_text(json.dumps(attrs))
-    interp.trace(model, TEXT, out=path)
-    repaired = files_of(path)
-    assert repaired["self/entropy/c/1/0/0"] == wanted["self/entropy/c/1/0/0"]
-    assert interp.open_trace(path).attrs["complete"]
+    repaired = interp.trace(model, TEXT, out=path, capture=FEW)
+    assert repaired.attrs["complete"]
+    assert files_of(path) == wanted
+
+
+def test_a_missing_node_is_noticed_and_repaired(model, tmp_path):
+    path = tmp_path / "t.zarr"
+    interp.trace(model, TEXT, out=path, capture=FEW)
+    wanted = files_of(path)
+    shutil.rmtree(path / "self")
+    with pytest.raises(StorageError, match="damaged: 'self'"):
+        interp.open_trace(path)
+    interp.trace(model, TEXT, out=path, capture=FEW)
+    assert files_of(path) == wanted
 
 
 def test_what_is_no_store_is_refused(model, tmp_path):
@@ -127,13 +195,22 @@ def test_what_is_no_store_is_refused(model, tmp_path):
         interp.trace(model, TEXT, out=tmp_path / "folder")
     assert (tmp_path / "folder" / "notes.txt").read_text() == "mine"
     zarr.open_group(tmp_path / "foreign", mode="w")
-    with pytest.raises(StorageError, match="not written by interp"):
-        interp.open_trace(tmp_path / "foreign")
+    for use in (interp.open_trace, lambda path: interp.trace(model, TEXT, out=path)):
+        with pytest.raises(StorageError, match="not written by interp"):
+            use(tmp_path / "foreign")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="not a trace store"):
+        interp.trace(model, TEXT, out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
     cut = tmp_path / "cut.zarr"
     interp.trace(model, TEXT, out=cut)
     header = cut / "zarr.json"
-    header.write_text(header.read_text()[:40])
+    whole = header.read_text()
+    header.write_text(whole[:40])
     with pytest.raises(StorageError, match="cut off"):
+        interp.open_trace(cut)
+    header.write_text(whole.replace('"interp_format": 1', '"interp_format": 99'))
+    with pytest.raises(StorageError, match="format 99"):
         interp.open_trace(cut)
 
 
@@ -176,5 +253,4 @@ def test_a_full_disk_loses_nothing_that_was_finished(model, tmp_path):
     interp.trace(model, TEXT, out=path)
     whole = tmp_path / "whole.zarr"
     interp.trace(model, TEXT, out=whole)
-    assert files_of(path).keys() == files_of(whole).keys()
-    shutil.rmtree(path)
+    assert files_of(path) == files_of(whole)

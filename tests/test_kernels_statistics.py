@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from attention_cases import MASKS, PADDINGS, VALUES, Case, cases, make
+from attention_cases import Case, cases, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_as_precise, assert_same_index
@@ -80,7 +80,7 @@ def definitions(case: Case, dtype: torch.dtype, **how) -> list[dict[str, Tensor]
 def check(case: Case, ours: dict[str, Tensor], lse: Tensor | None = None) -> None:
     """Our arrays against the definition.
 
-    `lse` is what the kernel took for granted. A twin of such a kernel is handed the same
+    `lse` is what the kernel took for granted. A twin of such a kernel gets the same
     one and computes in base 2 as well: how far `s log2(e) - lse log2(e)` is rounded off
     depends on the size of lse, not on who subtracts.
     """

@@ -1,0 +1,377 @@
+"""An atlas folder: what it holds, what it refuses, and how it survives a stop."""
+
+import hashlib
+import json
+import re
+import resource
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import pytest
+import torch
+import transformers as hf
+import xarray as xr
+from command_line import (
+    PROGRAM,
+    copy,
+    files_of,
+    hears_ctrl_c,
+    made,
+    only_line,
+    refused,
+    run,
+    save,
+    says,
+    write_words,
+)
+from tiny_models import _GROUPED, tiny_tokenizer
+
+import interp
+from interp import storage
+from interp.app import atlas as app_atlas
+
+OUTPUTS = {"run.json", "traces", "atlas.zarr", "atlas.csv", "index.html"}
+QUICK = ["--detectors", "sinks"]
+"""One detector, which needs no random tokens."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def llama(root):
+    return save(root, "llama")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("atlas")
+    write_words(folder / "words.txt", 60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(llama, place):
+    """An atlas with every detector; tests that change it take a copy."""
+    out = place / "whole"
+    said = made("atlas", llama, "--text", place / "words.txt", "--out", out)
+    assert said == str(out / "index.html")
+    return out
+
+
+@pytest.fixture(scope="module")
+def quick(llama, place):
+    """The command of an atlas with one detector, and its table."""
+    command = ["atlas", llama, "--text", place / "words.txt", *QUICK, "--out"]
+    made(*command, place / "quick")
+    return command, (place / "quick" / "atlas.csv").read_bytes()
+
+
+class TestOutputs:
+    def test_the_folder_holds_these(self, whole):
+        assert {path.name for path in whole.iterdir()} == OUTPUTS
+
+    def test_the_record_tells_what_decided_the_results(self, whole, llama):
+        record = json.loads((whole / "run.json").read_text())
+        model = interp.load(llama, device="cpu")
+        text = (whole.parent / "words.txt").read_bytes()
+        assert record["model"] == "llama"
+        assert record["model_hash"] == model.content_hash
+        assert record["inputs"] == {"words.txt": hashlib.sha256(text).hexdigest()}
+        assert record["device"] == "cpu"
+        assert record["parameters"]["dtype"] == "float32"
+        assert record["parameters"]["max_tokens"] is None
+        assert record["parameters"]["seed"] == 0
+        assert "induction" in record["parameters"]["detectors"]
+        assert record["finished"] is True
+        assert record["command"].startswith("interp atlas ")
+        for package in ("interp", "torch", "transformers", "xarray", "zarr"):
+            assert record["versions"][package] == version(package)
+        assert all(seconds >= 0 for seconds in record["timings"].values())
+        skipped = {each["what"]: each["why"] for each in record["skipped"]}
+        assert "no learned sink" in skipped["learned_sinks"]
+
+    def test_the_table_has_a_column_a_detector(self, whole):
+        table = pd.read_csv(whole / "atlas.csv")
+        record = json.loads((whole / "run.json").read_text())
+        over_tokens = {"sink_tokens", "massive_activations"}
+        skipped = {"learned_sinks"}
+        detectors = [
+            name
+            for name in record["parameters"]["detectors"]
+            if name not in over_tokens | skipped
+        ]
+        columns = list(table.columns)
+        assert columns[: 3 + len(detectors)] == ["layer", "head", "kv_head", *detectors]
+        bounds = [f"{name}_{bound}" for name in detectors for bound in ("low", "high")]
+        assert columns[3 + len(detectors) :] == bounds
+        cells = list(zip(table["layer"], table["head"], strict=True))
+        assert cells == [(layer, head) for layer in range(2) for head in range(4)]
+        assert list(table["kv_head"]) == [0, 0, 1, 1] * 2
+        assert table["induction"].between(0, 1).all()
+
+    def test_the_store_is_a_tree_of_labelled_arrays(self, whole):
+        tree = xr.open_datatree(whole / "atlas.zarr", engine="zarr", consolidated=False)
+        assert {"heads", "text_0"} <= set(tree.children)
+        table = pd.read_csv(whole / "atlas.csv")
+        entropy = tree["heads"]["entropy"]
+        assert entropy.attrs["units"] == "nats"
+        assert entropy.values.ravel() == pytest.approx(table["entropy"].values)
+
+    def test_the_page_refers_to_nothing_outside(self, whole):
+        class References(HTMLParser):
+            found: ClassVar[list[str]] = []
+
+            def handle_starttag(self, tag, attrs):
+                names = {"src", "href", "action", "data", "srcset", "poster"}
+                self.found += [v for n, v in attrs if n in names and v]
+                style = dict(attrs).get("style") or ""
+                self.found += re.findall(r"url\((.*?)\)", style)
+                assert tag not in {"iframe", "object", "embed", "base"}
+
+        reader = References()
+        reader.feed((whole / "index.html").read_text("utf-8"))
+        assert not [each for each in reader.found if not each.startswith("#")]
+
+    def test_several_texts_have_intervals_over_texts(self, llama, place, tmp_path):
+        texts = []
+        for n in (20, 30, 40):
+            texts += ["--text", write_words(tmp_path / f"{n}.txt", n)]
+        made("atlas", llama, *texts, *QUICK, "--out", tmp_path / "out")
+        tree = xr.open_datatree(
+            tmp_path / "out" / "atlas.zarr", engine="zarr", consolidated=False
+        )
+        assert "3 texts" in tree["heads"]["sinks"].attrs["interval"]
+        assert {"text_0", "text_1", "text_2"} <= set(tree.children)
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert list(record["inputs"]) == ["20.txt", "30.txt", "40.txt"]
+
+
+class TestFolders:
+    def test_a_complete_atlas_is_left_as_it_is(self, whole, llama):
+        before = files_of(whole)
+        text = whole.parent / "words.txt"
+        ended = run("atlas", llama, "--text", text, "--out", whole)
+        assert (ended.code, ended.out) == (0, f"{whole / 'index.html'}\n")
+        assert says(ended.err, "complete")
+        assert files_of(whole) == before
+
+    def test_the_same_model_by_another_path_is_the_same(self, whole, llama):
+        text = whole.parent / "words.txt"
+        other = llama / ".." / llama.name
+        assert "complete" in run("atlas", other, "--text", text, "--out", whole).err
+
+    def test_a_lost_output_is_made_again(self, whole, llama, tmp_path):
+        lacking = copy(whole, tmp_path / "lacking")
+        (lacking / "atlas.csv").unlink()
+        text = whole.parent / "words.txt"
+        made("atlas", llama, "--text", text, "--out", lacking)
+        table = (whole / "atlas.csv").read_bytes()
+        assert (lacking / "atlas.csv").read_bytes() == table
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            (["--max-tokens", "20"], "max_tokens: None; of this run: 20"),
+            (["--seed", "1"], "seed: 0; of this run: 1"),
+            (["--detectors", "sinks"], "of this run: sinks"),
+            (["--dtype", "float64"], "dtype: float32; of this run: float64"),
+        ],
+    )
+    def test_another_run_s_folder_is_refused(self, changed, said, whole, llama):
+        before = files_of(whole)
+        text = whole.parent / "words.txt"
+        line = refused("atlas", llama, "--text", text, "--out", whole, *changed)
+        assert says(line, "holds another atlas", said, "--out")
+        assert files_of(whole) == before
+
+    def test_another_text_or_model_is_refused(self, whole, llama, root, tmp_path):
+        text = write_words(tmp_path / "words.txt", 20)
+        line = refused("atlas", llama, "--text", text, "--out", whole)
+        assert says(line, "inputs: words.txt")
+        text = whole.parent / "words.txt"
+        line = refused("atlas", save(root, "gpt2"), "--text", text, "--out", whole)
+        assert says(line, "model: llama; of this run: gpt2")
+
+    @pytest.mark.parametrize("name", ["notes.txt", "index.html", "run.json"])
+    def test_a_folder_that_holds_something_else_is_kept(
+        self, name, llama, place, tmp_path
+    ):
+        out = tmp_path / "mine"
+        out.mkdir()
+        (out / name).write_text('{"parameters": 1}')
+        line = refused(
+            "atlas", llama, "--text", place / "words.txt", "--out", out, *QUICK
+        )
+        assert says(line, "holds something else", name, "--out")
+        assert files_of(out) == {name: b'{"parameters": 1}'}
+
+    def test_an_empty_folder_and_one_with_notes_are_taken(self, quick, tmp_path):
+        command, table = quick
+        out = tmp_path / "out"
+        out.mkdir()
+        made(*command, out)
+        (out / "notes.txt").write_text("mine")
+        (out / "atlas.csv").unlink()
+        made(*command, out)
+        assert (out / "notes.txt").read_text() == "mine"
+        assert (out / "atlas.csv").read_bytes() == table
+
+    @pytest.mark.parametrize("below", ["", "x"])
+    def test_a_place_that_cannot_be_written(self, below, quick, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        line = refused(*quick[0], tmp_path / "file" / below)
+        assert says(line, str(tmp_path / "file"), "another folder with --out")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_without_out_the_folder_is_named_by_the_model(
+        self, llama, place, tmp_path, monkeypatch
+    ):
+        dotted = copy(llama, tmp_path / "Llama-3.2-1B")
+        monkeypatch.chdir(tmp_path)
+        made("atlas", dotted, "--text", place / "words.txt", *QUICK)
+        assert (tmp_path / "atlas-Llama-3.2-1B" / "index.html").is_file()
+
+
+@contextmanager
+def room(n_bytes: int):
+    """A disk on which no file may grow larger: a full one fails the same way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestStops:
+    """After any stop the same command finishes, to the same bytes."""
+
+    @pytest.mark.parametrize("n_bytes", [10, 500, 1_000, 2_500, 100_000])
+    def test_a_full_disk(self, n_bytes, quick, tmp_path):
+        command, table = quick
+        with room(n_bytes):
+            line = refused(*command, tmp_path / "out")
+        assert says(line, "File too large", str(tmp_path / "out"))
+        made(*command, tmp_path / "out")
+        assert (tmp_path / "out" / "atlas.csv").read_bytes() == table
+
+    @pytest.mark.parametrize(
+        ("where", "name", "calls"),
+        [
+            (app_atlas, "_write_run", 0),
+            (storage.Store, "create", 0),
+            (xr.Dataset, "to_zarr", 0),
+            (storage.Store, "write", 0),
+            (storage.Store, "write", 1),
+            (storage.Store, "finish", 0),
+            (app_atlas, "save", 0),
+            (xr.DataTree, "to_zarr", 0),
+            (app_atlas, "to_table", 0),
+            (app_atlas, "write", 0),
+            (app_atlas, "_write_run", 1),
+        ],
+    )
+    def test_ctrl_c(self, where, name, calls, quick, tmp_path, monkeypatch):
+        command, table = quick
+        done = []
+
+        def interrupted(*args, **kwargs):
+            done.append(name)
+            if len(done) > calls:
+                raise KeyboardInterrupt
+            return own(*args, **kwargs)
+
+        own = getattr(where, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, interrupted)
+            ended = run(*command, tmp_path / "out")
+        assert (ended.code, ended.out) == (130, "")
+        assert says(only_line(ended.err), "Interrupted", "run the same command")
+        for store in (tmp_path / "out" / "traces").glob("*.zarr"):
+            interp.open_trace(store)
+        made(*command, tmp_path / "out")
+        assert (tmp_path / "out" / "atlas.csv").read_bytes() == table
+
+    def test_ctrl_c_in_a_process_after_the_first_layer(self, place, tmp_path):
+        model = _deep(tmp_path / "deep")
+        text = place / "words.txt"
+        command = ["atlas", model, "--text", text, "--detectors", "sinks,echo", "--out"]
+        made(*command, tmp_path / "whole")
+        with subprocess.Popen(
+            [*PROGRAM, *map(str, command), tmp_path / "out"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hears_ctrl_c,
+        ) as process:
+            _wait_for(tmp_path / "out" / "traces", "text_0.zarr/self/*/c/0", process)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+        assert (process.returncode, out) == (130, "")
+        assert says(only_line(err), "Interrupted", "run the same command")
+        interp.open_trace(tmp_path / "out" / "traces" / "text_0.zarr")
+        made(*command, tmp_path / "out")
+        table = (tmp_path / "whole" / "atlas.csv").read_bytes()
+        assert (tmp_path / "out" / "atlas.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "bart", "gpt_oss", "modernbert"])
+def test_a_family_gets_a_page_that_tells_what_was_skipped(
+    family, root, place, tmp_path
+):
+    text = ["--text", place / "words.txt", "--max-tokens", 30]
+    page = made("atlas", save(root, family), *text, "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    table = pd.read_csv(tmp_path / "out" / "atlas.csv")
+    shown = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert page == str(tmp_path / "out" / "index.html")
+    assert len(table) == 8
+    assert table["entropy"].notnull().all()
+    skipped = {each["what"] for each in record["skipped"]}
+    assert ("learned_sinks" in skipped) == (family != "gpt_oss")
+    if family not in ("gpt_oss",):
+        assert {"local", "global_head"} <= skipped
+    for what in skipped:
+        assert what in shown
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_default_model_on_the_shipped_text(tmp_path):
+    out = tmp_path / "out"
+    page = made("atlas", "smollm2-135m", "--max-tokens", 200, "--out", out)
+    assert page == str(out / "index.html")
+    assert (out / "index.html").stat().st_size < 8_000_000
+    table = pd.read_csv(out / "atlas.csv").set_index(["layer", "head"])
+    assert len(table) == 30 * 9
+    assert table["induction"].idxmax()[0] in range(17, 25)
+    ended = run("atlas", "smollm2-135m", "--max-tokens", 200, "--out", out)
+    assert "complete" in ended.err
+    strongest = made("heads", out, "--by", "induction", "--top", 1)
+    assert "L{}.H{}".format(*table["induction"].idxmax()) in strongest
+
+
+def _deep(folder):
+    """A tiny model with layers enough to be stopped in."""
+    hf.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**{**_GROUPED, "num_hidden_layers": 16})
+    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    """Until a file of that pattern is there, or the process ends."""
+    while process.poll() is None and not any(folder.glob(pattern)):
+        time.sleep(0.005)

@@ -91,6 +91,12 @@ def prepare(model: Model, inputs: Any, max_tokens: int | None = None) -> Inputs:
     """
     if isinstance(inputs, Mapping):
         return _ready(model, dict(inputs))
+    main = getattr(model.module, "main_input_name", "input_ids")
+    if main != "input_ids":
+        raise InputError(
+            f"{model.name} reads {main}, not text; got {_described(inputs)}. Pass a "
+            f"mapping of what its processor makes: {{'{main}': ...}}."
+        )
     if isinstance(inputs, str):
         return _ids(model, [_tokenize(model, inputs)], max_tokens, is_batch=False)
     if isinstance(inputs, Tensor):

@@ -78,6 +78,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
             name: config._attn_implementation for name, config in configs.items()
         },
         "configs": {name: config.to_json_string() for name, config in configs.items()},
+        "random numbers": torch.get_rng_state().tolist(),
         "attention functions": sorted(AttentionInterface._global_mapping),
         "mask functions": sorted(AttentionMaskInterface._global_mapping),
     }

@@ -81,8 +81,8 @@ class TestTexts:
     def test_a_byte_order_mark_is_no_token(self, llama, text, tmp_path):
         text.write_text("\ufeffw3 w4", "utf-8")
         made("trace", llama, "--text", text, "--out", tmp_path / "t.zarr")
-        trace = interp.open_trace(tmp_path / "t.zarr")
-        assert list(trace["self"]["query_token"].values) == ["w3", "w4"]
+        trace = interp.open_trace(tmp_path / "t.zarr")["self"].to_dataset()
+        assert list(trace["query_token"].values) == ["w3", "w4"]
 
 
 class TestModels:

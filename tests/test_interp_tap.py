@@ -7,10 +7,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 import interp
 from interp.anatomy import Anatomy
+from interp.capture import Capture
 from interp.errors import UnsupportedModelError
 from interp.kernels import reference
-from interp.kernels.definitions import MaxMass
-from interp.masks import lazy_mask
+from interp.kernels.definitions import (
+    Distance,
+    Entropy,
+    FirstMass,
+    LocalMass,
+    Lse,
+    MaxMass,
+)
 from interp.tap import tap
 
 
@@ -105,6 +112,23 @@ def test_the_scale_is_the_one_that_the_model_passes(name, scale):
     assert {visit.call.score.scale for visit in visits_of(model, **inputs)} == {scale}
 
 
+def test_the_scale_may_differ_from_layer_to_layer():
+    model, inputs = tiny("gpt2")
+    config = type(model.config).from_dict(
+        {**model.config.to_dict(), "scale_attn_by_inverse_layer_idx": True}
+    )
+    visits = visits_of(type(model)(config).eval(), **inputs)
+    first, second = (visit.call.score.scale for visit in visits)
+    assert first == pytest.approx(8**-0.5)
+    assert second == pytest.approx(first / 2)
+
+
+def test_gemma_s_scale_is_not_that_of_its_head_width():
+    model, inputs = tiny("gemma2")
+    scales = {visit.call.score.scale for visit in visits_of(model, **inputs)}
+    assert scales == {model.config.query_pre_attn_scalar**-0.5} != {8**-0.5}
+
+
 def test_softcap_and_learned_sinks_reach_the_score_rule():
     gemma, inputs = tiny("gemma2")
     assert all(v.call.score.softcap for v in visits_of(gemma, **inputs))
@@ -119,11 +143,17 @@ def test_no_mask_of_query_times_key_is_ever_made():
         assert visit.call.mask.function is None
 
 
-def test_layers_are_named_by_module_not_by_layer_idx():
-    model, inputs = tiny("whisper")
-    names = [(v.site.name, v.site.layer) for v in visits_of(model, **inputs)]
-    assert sorted(set(names)) == sorted(names)
-    assert {site for site, _ in names} == {"encoder", "self", "cross"}
+@pytest.mark.parametrize("name", ["whisper", "vit", "t5", "bart"])
+def test_layers_are_named_by_module_not_by_layer_idx(name):
+    model, inputs = tiny(name)
+    for part in model.modules():
+        if hasattr(part, "layer_idx") and name != "t5":  # its bias asks for it
+            part.layer_idx = None
+    options = {} if name == "vit" else {"use_cache": False}
+    visits = visits_of(model, **inputs, **options)
+    names = [(visit.site.name, visit.site.layer) for visit in visits]
+    sites = ["encoder"] if name == "vit" else ["cross", "encoder", "self"]
+    assert sorted(names) == [(site, layer) for site in sites for layer in (0, 1)]
 
 
 def test_a_mask_given_as_a_tensor_is_honoured():
@@ -165,6 +195,35 @@ def test_positions_are_absolute_in_a_sliding_cache():
     assert all(length <= 5 for _, _, length in seen)
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gpt_oss", "llama4"])
+def test_decoding_gives_the_rows_of_the_whole_text(name):
+    model, inputs = tiny(name)
+    rows: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+
+    def look(visit):
+        mask = visit.call.mask
+        if mask.query_length == 1:
+            arrays = {key: values[:, :, 0] for key, values in visit.arrays.items()}
+            arrays["max_key"] = arrays["max_key"] + mask.key_offset
+            rows[visit.site.layer, mask.query_offset] = arrays
+
+    wanted = (Lse(), Entropy(), Distance(), LocalMass(3), FirstMass(), MaxMass())
+    with torch.no_grad(), tap(model, look, wanted=lambda site: wanted):
+        ids = model.generate(
+            inputs["input_ids"], max_new_tokens=8, do_sample=False, eos_token_id=None
+        )
+    node = interp.trace(model, {"input_ids": ids}, capture=Capture(wanted, None))[
+        "self"
+    ]
+    assert {query for _, query in rows} == set(range(12, 19))
+    for (layer, query), arrays in rows.items():
+        for array, found in arrays.items():
+            whole = torch.from_numpy(node[array].sel(layer=layer, query=query).values)
+            torch.testing.assert_close(
+                found, whole.to(found.dtype), rtol=1e-3, atol=1e-4
+            )
+
+
 def test_an_edit_changes_the_output_and_the_statistics_together():
     model, inputs = tiny("llama")
 
@@ -172,8 +231,6 @@ def test_an_edit_changes_the_output_and_the_statistics_together():
         kept = weights.masked_fill(block.key == 0, 0.0)
         kept[..., block.query == 0, :] = weights[..., block.query == 0, :]
         return kept / kept.sum(-1, keepdim=True)
-
-    from interp.kernels.definitions import FirstMass
 
     seen = []
     with torch.no_grad():
@@ -191,28 +248,3 @@ def test_t5_says_that_its_memory_is_not_linear():
     capability = Anatomy.of(tiny("t5")[0]).capability("linear_memory")
     assert not capability.available
     assert "bias" in capability.reason
-
-
-def test_a_recognized_mask_function_becomes_a_band():
-    from transformers.masking_utils import (
-        sliding_window_bidirectional_mask_function,
-        sliding_window_causal_mask_function,
-    )
-
-    rule = lazy_mask(1, 40, 40, mask_function=sliding_window_causal_mask_function(7))
-    assert (rule.ahead, rule.behind, rule.function) == (0, 6, None)
-    both = lazy_mask(
-        1, 40, 40, mask_function=sliding_window_bidirectional_mask_function(7)
-    )
-    assert (both.ahead, both.behind, both.function) == (7, 7, None)
-
-
-def test_an_unknown_mask_function_is_asked_tile_by_tile():
-    def blocks(batch, head, query, key):
-        return query // 5 == key // 5
-
-    rule = lazy_mask(1, 12, 12, mask_function=blocks)
-    index = torch.arange(12)
-    wanted = index[:, None] // 5 == index // 5
-    assert torch.equal(rule.tile(0, 12, 0, 12)[0, 0], wanted)
-    assert torch.equal(rule.tile(4, 9, 3, 7)[0, 0], wanted[4:9, 3:7])

@@ -90,6 +90,11 @@ def prepare(model: Model, inputs: Any, max_tokens: int | None = None) -> Inputs:
         InputError: The text is empty, too long, or of a kind that cannot be read.
     """
     if isinstance(inputs, Mapping):
+        if max_tokens is not None:
+            raise InputError(
+                f"max_tokens={max_tokens} cuts texts and token ids; got ready model "
+                "inputs. Cut those before they are passed."
+            )
         return _ready(model, dict(inputs))
     main = getattr(model.module, "main_input_name", "input_ids")
     if main != "input_ids":
@@ -100,10 +105,10 @@ def prepare(model: Model, inputs: Any, max_tokens: int | None = None) -> Inputs:
     if isinstance(inputs, str):
         return _ids(model, [_tokenize(model, inputs)], max_tokens, is_batch=False)
     if isinstance(inputs, Tensor):
+        inputs = inputs[None] if inputs.dim() == 1 else inputs
+        _check_shape("A tensor of token ids", inputs)
         rows = inputs.tolist()
-        if inputs.dim() == 2:
-            return _ids(model, rows, max_tokens, is_batch=len(rows) > 1)
-        inputs = rows
+        return _ids(model, rows, max_tokens, is_batch=len(rows) > 1)
     if isinstance(inputs, Sequence) and len(inputs) > 0:
         if isinstance(inputs[0], int):
             return _ids(model, [list(inputs)], max_tokens, is_batch=False)
@@ -173,8 +178,8 @@ def _ids(
     model: Model, rows: list[list[int]], max_tokens: int | None, is_batch: bool
 ) -> Inputs:
     rows = [row[:max_tokens] for row in rows]
-    for row in rows:
-        _check_ids(model, row)
+    if not all(rows):
+        raise InputError("The text has no tokens. Give at least one word.")
     n_tokens = max(map(len, rows))
     tokenizer = model.tokenizer
     pad = getattr(tokenizer, "pad_token_id", None) or 0
@@ -187,21 +192,29 @@ def _ids(
     return _ready(model, forward, is_batch)
 
 
-def _check_ids(model: Model, row: list[int]) -> None:
-    if not row:
-        raise InputError("The text has no tokens. Give at least one word.")
-    limit = model.max_tokens
-    if limit is not None and len(row) > limit:
+def _check_shape(name: str, ids: Tensor) -> None:
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise InputError(
-            f"The text has {len(row):,} tokens; {model.name} was made for {limit:,}. "
+            f"{name} holds whole numbers [sample, token]; got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}. Pass at least one token of one text."
+        )
+
+
+def _check_ids(model: Model, name: str, ids: Tensor) -> None:
+    _check_shape(name, ids)
+    limit, n_tokens = model.max_tokens, ids.shape[1]
+    if limit is not None and n_tokens > limit:
+        raise InputError(
+            f"The text has {n_tokens:,} tokens; {model.name} was made for {limit:,}. "
             f"Cut it with --max-tokens {limit} (max_tokens={limit} in Python)."
         )
     size = model.anatomy.vocab_size
-    wrong = [i for i in row if i < 0 or (size is not None and i >= size)]
-    if wrong:
+    size = int(ids.max()) + 1 if size is None else size
+    wrong = ids[(ids < 0) | (ids >= size)]
+    if len(wrong):
         raise InputError(
-            f"Token id {wrong[0]} is outside the vocabulary of {size:,} tokens. Use "
-            f"the tokenizer that belongs to {model.name}."
+            f"Token id {int(wrong[0])} is outside the vocabulary of {size:,} tokens. "
+            f"Use the tokenizer that belongs to {model.name}."
         )
 
 
@@ -226,6 +239,9 @@ def _ready(
         raise InputError("A sample has no real token: its attention_mask is all 0.")
     if real is not None and real.all():
         real = None
+    for name in ("input_ids", "decoder_input_ids"):
+        if isinstance(forward.get(name), Tensor):
+            _check_ids(model, name, forward[name])
     first = _side(model, ids, real)
     empty = Side(None, None, ())
     if getattr(model.module.config, "is_encoder_decoder", False):

@@ -51,12 +51,13 @@ def describe(
     writes = _written(stream, channel, parts or {})
     # The largest cells lie in the tokens that have the largest maxima.
     tokens = largest.topk(min(TOP, len(stream))).indices
-    cells = magnitude[tokens].flatten().topk(min(TOP, stream.shape[1])).indices
+    largest_rows = magnitude[tokens].flatten()
+    cells = largest_rows.topk(min(TOP, len(largest_rows))).indices
     token, top_channel = tokens[cells // stream.shape[1]], cells % stream.shape[1]
     value = stream[token, top_channel]
     room = (0, TOP - len(cells))
     return {
-        "norm": stream.float().norm(dim=-1),
+        "norm": stream.norm(dim=-1),
         "max": largest,
         "max_channel": channel,
         "median": magnitude.median(-1).values,

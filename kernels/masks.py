@@ -5,7 +5,7 @@ absolute: `query_offset + query index`, `key_offset + key index`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -14,6 +14,12 @@ from torch import Tensor
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Of broadcastable batch, head, query-position and key-position indices, to bool."""
+
+COUNTED = 1 << 21
+"""Pairs of which visibility is counted at a time."""
+
+KEPT = 1 << 17
+"""Pairs of a tile, at most, whose visibility is kept for the next one like it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,7 @@ class MaskRule:
     n_batch: int = 1
     dense: Bool[Tensor, "#batch #head query key"] | None = None
     device: torch.device | str | None = None
+    _counts: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def causal(cls, length: int, window: int | None = None) -> "MaskRule":
@@ -113,7 +120,8 @@ class MaskRule:
             ahead = None if inside_ahead else self.ahead
             behind = None if inside_behind else self.behind
             box = q1 - q0, k1 - k0, first
-            parts.append(_band(*box, ahead, behind, str(self.device or "cpu")))
+            band = _kept_band if box[0] * box[1] <= KEPT else _band
+            parts.append(band(*box, ahead, behind, str(self.device or "cpu")))
         if self.key_padding is not None:
             parts.append(self.key_padding[:, None, None, k0:k1])
         if self.query_padding is not None:
@@ -256,39 +264,47 @@ class MaskRule:
         )
 
     def queries_per_key(
-        self, nearest: int | None = None, farthest: int | None = None, rows: int = 1024
+        self, nearest: int | None = None, farthest: int | None = None
     ) -> Tensor:
         """Number of queries that see each key, `[batch or 1, head or 1, key]`.
 
         Args:
             nearest: Count only pairs with pos_query - pos_key of at least this.
             farthest: ... and of at most this.
-            rows: Rows of a block, where the band alone does not decide.
         """
-        if self.is_band:
-            key = torch.arange(self.key_length) + self.key_offset
-            lows = [
-                bound for bound in (nearest, _negative(self.ahead)) if bound is not None
-            ]
-            highs = [bound for bound in (farthest, self.behind) if bound is not None]
-            first = torch.full_like(key, self.query_offset)
-            last = first + self.query_length - 1
-            if lows:
-                first = torch.maximum(first, key + max(lows))
-            if highs:
-                last = torch.minimum(last, key + min(highs))
-            return (last - first + 1).clamp(min=0)[None, None]
+        asked = "key", nearest, farthest
+        if asked not in self._counts:
+            count = self._count_band if self.is_band else self._count_tiles
+            self._counts[asked] = count(nearest, farthest)
+        return self._counts[asked]
+
+    def _count_band(self, nearest: int | None, farthest: int | None) -> Tensor:
+        key = torch.arange(self.key_length) + self.key_offset
+        lows = [n for n in (nearest, _negative(self.ahead)) if n is not None]
+        highs = [n for n in (farthest, self.behind) if n is not None]
+        first = torch.full_like(key, self.query_offset)
+        last = first + self.query_length - 1
+        if lows:
+            first = torch.maximum(first, key + max(lows))
+        if highs:
+            last = torch.minimum(last, key + min(highs))
+        return (last - first + 1).clamp(min=0)[None, None]
+
+    def _count_tiles(self, nearest: int | None, farthest: int | None) -> Tensor:
         counts: Tensor | None = None
+        rows = max(COUNTED // max(self.key_length, 1), 1)
         for q0 in range(0, self.query_length, rows):
             q1 = min(q0 + rows, self.query_length)
             visible = self.tile(q0, q1, 0, self.key_length)
-            distance = self.distance(q0, q1, 0, self.key_length, self.device)
             if visible is None:
-                visible = torch.ones_like(distance, dtype=torch.bool)[None, None]
-            if nearest is not None:
-                visible = visible & (distance >= nearest)
-            if farthest is not None:
-                visible = visible & (distance <= farthest)
+                shape = (1, 1, q1 - q0, self.key_length)
+                visible = torch.ones(shape, dtype=torch.bool, device=self.device)
+            if nearest is not None or farthest is not None:
+                distance = self.distance(q0, q1, 0, self.key_length, visible.device)
+                if nearest is not None:
+                    visible = visible & (distance >= nearest)
+                if farthest is not None:
+                    visible = visible & (distance <= farthest)
             block = visible.sum(-2)
             counts = block if counts is None else counts + block
         return torch.zeros(1, 1, self.key_length) if counts is None else counts
@@ -299,16 +315,17 @@ class MaskRule:
         Args:
             size: Queries and keys of a block.
         """
-        blocks = []
-        for q0 in range(0, self.query_length, size):
-            rows = self.rows(q0, min(q0 + size, self.query_length))
-            counts = rows.queries_per_key()
-            padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
-            blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
-        return torch.stack(blocks, -2)
+        if ("block", size) not in self._counts:
+            blocks = []
+            for q0 in range(0, self.query_length, size):
+                rows = self.rows(q0, min(q0 + size, self.query_length))
+                counts = rows.queries_per_key()
+                padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
+                blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
+            self._counts["block", size] = torch.stack(blocks, -2)
+        return self._counts["block", size]
 
 
-@lru_cache(maxsize=64)
 def _band(
     n_query: int,
     n_key: int,
@@ -317,10 +334,7 @@ def _band(
     behind: int | None,
     device: str,
 ) -> Bool[Tensor, "1 1 query key"]:
-    """Pairs within a band; `first` is the distance of the tile's first pair.
-
-    Kept, because all tiles along a diagonal are the same.
-    """
+    """Pairs within a band; `first` is the distance of the tile's first pair."""
     query = torch.arange(n_query, device=device)[:, None] + first
     distance = query - torch.arange(n_key, device=device)
     inside = torch.ones_like(distance, dtype=torch.bool)
@@ -329,6 +343,10 @@ def _band(
     if behind is not None:
         inside &= distance <= behind
     return inside[None, None]
+
+
+_kept_band = lru_cache(maxsize=64)(_band)
+"""For small tiles: all of those along a diagonal are the same."""
 
 
 def _of_sample(function: MaskFunction, sample: int) -> MaskFunction:

@@ -1,6 +1,7 @@
 """Every wrong argument gives one line and exit code 2; Ctrl-C gives 130."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -258,7 +259,12 @@ def test_ctrl_c_in_a_destructor_is_not_lost(monkeypatch):
 
     before = sys.unraisablehook
     monkeypatch.setattr(commands, "run", work)
-    stopped = run("models")
+    # A process that was started in the background ignores Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped = run("models")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert (stopped.code, stopped.out) == (130, "")
     assert says(only_line(stopped.err), "Interrupted")
     assert sys.unraisablehook is before

@@ -31,8 +31,22 @@ Maps = dict[str, list[Tensor]]
 """Attention weights `[sample, head, query, key]` of each layer of each site."""
 
 
-def run(name: str, inputs: Inputs, dtype: torch.dtype, moved: int = 0) -> Any:
-    """An eager forward; `moved` is a seed: each parameter is then rounded once."""
+def run(
+    name: str,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    moved: int = 0,
+    stored: torch.dtype = torch.float32,
+) -> Any:
+    """An eager forward.
+
+    Args:
+        name: The family.
+        inputs: Of the model.
+        dtype: What to compute in.
+        moved: A seed: each parameter is then rounded once, up or down.
+        stored: What the parameters came in.
+    """
     given = {
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in inputs.items()
@@ -40,13 +54,13 @@ def run(name: str, inputs: Inputs, dtype: torch.dtype, moved: int = 0) -> Any:
     # Most families take the softmax in float32, whatever they are run in.
     softmax = mock.patch.object(torch.nn.functional, "softmax", own_softmax)
     with softmax, torch.no_grad():
-        model = eager(name, dtype, moved)
+        model = eager(name, dtype, moved, stored)
         return model(**given, output_attentions=True, use_cache=False)
 
 
 @cache
-def eager(name: str, dtype: torch.dtype, moved: int) -> Any:
-    model = tiny(name)[0].to(dtype)
+def eager(name: str, dtype: torch.dtype, moved: int, stored: torch.dtype) -> Any:
+    model = tiny(name)[0].to(stored).to(dtype)
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")  # grouped products know no float64
     draw = torch.Generator().manual_seed(moved)
@@ -213,6 +227,22 @@ def test_the_output_under_the_tap_is_the_model_s_own(name):
             under = model(**inputs)[0]
     twins = [run(name, inputs, torch.float32, moved)[0] for moved in range(4)]
     assert_as_precise(under, run(name, inputs, torch.float64)[0], before, *twins)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "bert"])
+def test_a_model_in_half_precision_is_traced_as_precisely_as_it_runs(name, dtype):
+    inputs = {key: value[:1] for key, value in tiny(name)[1].items()}
+    model = tiny(name)[0].to(dtype)
+    trace = interp.trace(model, inputs, capture=CAPTURE)
+    [site] = set(trace.children) & set(SITES)
+    truth = run(name, inputs, torch.float64, stored=dtype)
+    twins = [run(name, inputs, dtype, moved, dtype) for moved in range(4)]
+    arrays = [
+        arrays_of([p.double() for p in maps_of(outputs, site)], None)
+        for outputs in (truth, *twins)
+    ]
+    check_site(trace[site].to_dataset().drop_vars("edges"), arrays[0], arrays[1:])
 
 
 def test_learned_sinks_take_what_the_rows_lack():

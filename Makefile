@@ -18,8 +18,8 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Draw the head atlas of the default model on the shipped text
 	@$(BIN)/interp atlas smollm2-135m --out $(OUT)
 
-test: $(VENV)/.dev ## Fetch the default model, then run the tests
-	@$(BIN)/python -c 'import interp; interp.load("smollm2-135m")'
+test: $(VENV)/.dev ## Fetch the models, then run the tests
+	@$(BIN)/python -c 'from interp import catalog; [catalog.fetch(each.name) for each in catalog.entries()]'
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 quality: $(VENV)/.dev ## Check style, formatting and types

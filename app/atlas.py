@@ -1,21 +1,25 @@
 """`interp atlas`: a folder that holds an atlas, and can be gone on with."""
 
-import hashlib
 import json
-import os
-import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import xarray as xr
 
-from interp.errors import InputError, StorageError
+from interp.app.folder import (
+    PAGE,
+    RUN,
+    identity,
+    known_run,
+    require_same,
+    save,
+    write_run,
+    writing,
+)
+from interp.errors import InputError
 from interp.heads import HeadSet
 from interp.inputs import prepare
 from interp.models import Model, load
@@ -23,13 +27,9 @@ from interp.probes.atlas import atlas, to_table
 from interp.probes.reading import Bootstrap
 from interp.viz.report import write
 
-RUN = "run.json"
 TRACES = "traces"
 STORE = "atlas.zarr"
 TABLE = "atlas.csv"
-PAGE = "index.html"
-IDENTITY = ("model", "model_hash", "inputs", "device", "parameters")
-"""What decides the results: two runs that agree in it are the same run."""
 
 SEEDS = 3
 """Runs on repeated random tokens."""
@@ -51,22 +51,13 @@ class Request:
     dtype: str | None
     command: str
 
-    def identity(self, model: Model) -> dict[str, Any]:
-        """What decides the results, as run.json holds it."""
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What decides the results beside model and texts."""
         return {
-            "model": model.name,
-            "model_hash": model.content_hash,
-            "inputs": {
-                name: hashlib.sha256(text.encode()).hexdigest()
-                for name, text in self.texts.items()
-            },
-            "device": str(model.device),
-            "parameters": {
-                "detectors": list(self.detectors),
-                "max_tokens": self.max_tokens,
-                "seed": self.seed,
-                "dtype": str(model.dtype).removeprefix("torch."),
-            },
+            "detectors": list(self.detectors),
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
         }
 
 
@@ -83,7 +74,7 @@ def make(request: Request, progress: Progress) -> tuple[Path, bool]:
         StorageError: The folder cannot be written.
     """
     out = request.out
-    known = _known_run(out)
+    known = known_run(out)
     started = time.perf_counter()
     model = load(
         request.model,
@@ -92,15 +83,15 @@ def make(request: Request, progress: Progress) -> tuple[Path, bool]:
         progress=lambda step: progress(step, 0, 0),
     )
     loaded = time.perf_counter()
-    identity = request.identity(model)
+    decided = identity(model, request.texts, request.parameters)
     if known is not None:
-        _require_same(out, known, identity)
+        require_same(out, known, decided, "atlas")
         made = all((out / name).exists() for name in (STORE, TABLE, PAGE))
         if known.get("finished") and made:
             return out / PAGE, True
     _require_usable(model, request)
-    with _writing(out):
-        _write_run(out, {**identity, "finished": False})
+    with writing(out):
+        write_run(out, {**decided, "finished": False})
         tree = atlas(
             model,
             request.texts,
@@ -123,26 +114,15 @@ def make(request: Request, progress: Progress) -> tuple[Path, bool]:
             "write_s": round(time.perf_counter() - traced, 2),
         }
         record = {
-            **identity,
+            **decided,
             "finished": True,
             "command": request.command,
             "versions": json.loads(tree.attrs["versions"]),
             "timings": timings,
             "skipped": json.loads(tree.attrs["skipped"]),
         }
-        _write_run(out, record)
+        write_run(out, record)
     return out / PAGE, False
-
-
-def save(tree: xr.DataTree, path: Path) -> None:
-    """Write an atlas as a Zarr store, whole or not at all."""
-    part = path.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zarr: strings have no final specification yet
-        tree.to_zarr(part, consolidated=False)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(part, path)
 
 
 def rows(
@@ -200,45 +180,6 @@ def rows(
     return ["head", *columns], lines
 
 
-def _known_run(out: Path) -> dict[str, Any] | None:
-    """What an earlier run left in the folder; None if it is new or empty."""
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise InputError(f"{out} is a file. Choose another folder with --out.")
-    found = sorted(each.name for each in out.iterdir())
-    if not found or found == ["run.part"]:
-        return None
-    try:
-        known = json.loads((out / RUN).read_text("utf-8"))
-        if all(key in known for key in IDENTITY):
-            return known
-    except (OSError, ValueError, TypeError):
-        pass
-    raise InputError(
-        f"{out} holds something else ({', '.join(found[:3])}). Choose another folder "
-        "with --out."
-    )
-
-
-def _require_same(out: Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuses another run's results."""
-    known, asked = ({**each, **each["parameters"]} for each in (known, asked))
-    for key in [*asked["parameters"], *IDENTITY]:
-        was, now = known.get(key), asked[key]
-        if key != "parameters" and json.dumps(was) != json.dumps(now):
-            raise InputError(
-                f"{out} holds another atlas ({key}: {_said(was)}; of this run: "
-                f"{_said(now)}). Choose another folder with --out, or delete it."
-            )
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} ({digest[:8]})" for name, digest in value.items())
-    return ", ".join(value) if isinstance(value, list) else str(value)
-
-
 def _require_usable(model: Model, request: Request) -> None:
     """Refuses a model or text before anything is written."""
     model.anatomy.require_attention()
@@ -247,24 +188,3 @@ def _require_usable(model: Model, request: Request) -> None:
             prepare(model, text, request.max_tokens)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-
-
-def _write_run(out: Path, record: dict[str, Any]) -> None:
-    """Replace run.json, whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / "run.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    os.replace(part, out / RUN)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turns a failed write into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{out} cannot be written: {error.strerror or error}. What was finished is "
-            "kept; make room and run the same command, or choose another folder with "
-            "--out."
-        ) from error

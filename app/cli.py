@@ -5,6 +5,7 @@ Nothing heavy is imported before the door is open, so that Ctrl-C is always caug
 """
 
 import _thread
+import logging
 import sys
 import threading
 import warnings
@@ -29,7 +30,8 @@ def main() -> None:
     finally:
         sys.unraisablehook = before
     if code == INTERRUPTED:
-        warnings.simplefilter("ignore")  # of what was cut off halfway
+        warnings.simplefilter("ignore")  # of what was cut off halfway,
+        logging.getLogger("asyncio").disabled = True  # as are Zarr's writes under way
         _say("Interrupted. What was finished is kept; run the same command to go on.")
     sys.exit(code)
 

@@ -1,18 +1,26 @@
 """The commands: each reads its arguments, shows progress and prints what it made."""
 
-import shlex
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
+from interp.app.bench.commands import bench
+from interp.app.options import (
+    Device,
+    Dtype,
+    HeadNames,
+    HeadsFile,
+    Names,
+    Reference,
+    Strongest,
+    split,
+    typed,
+)
+from interp.app.progress import progress_bars
 from interp.errors import InputError
 
 app = typer.Typer(
@@ -20,29 +28,17 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(help="Measure this machine, side by side with what others use.")
 app.add_typer(bench, name="bench")
 
 UsageError: Any = typer.BadParameter.__base__
 """Of every wrong argument; typer does not name it."""
 
-Reference = Annotated[
-    str, typer.Argument(help="Catalog name, hub id, local folder or .gguf file.")
-]
 TextFiles = Annotated[
     list[Path] | None,
     typer.Option("--text", help="UTF-8 file; may be repeated. Unset: a shipped text."),
 ]
 MaxTokens = Annotated[
     int | None, typer.Option(min=1, help="Keep at most this many tokens of each text.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, ...; float32 on a CPU if unset.")
-]
-Names = Annotated[
-    str | None,
-    typer.Option(help="Names with commas between. Unset: all. A wrong one lists them."),
 ]
 
 
@@ -111,15 +107,15 @@ def atlas(
     request = Request(
         model=model,
         texts=read_texts(text),
-        out=out or Path(f"atlas-{Path(model).resolve().name.removesuffix('.gguf')}"),
-        detectors=tuple(d.name for d in resolve(_split("--detectors", detectors))),
+        out=out or _folder("atlas", model),
+        detectors=tuple(d.name for d in resolve(split("--detectors", detectors))),
         max_tokens=max_tokens,
         seed=seed,
         device=device,
         dtype=dtype,
-        command=_command(),
+        command=typed(),
     )
-    with _progress() as progress:
+    with progress_bars() as progress:
         page, already = make(request, progress)
     if already:
         typer.echo("This atlas is complete; nothing was left to do.", err=True)
@@ -141,8 +137,8 @@ def trace(
     from interp.app.texts import parse_statistics, read_texts
 
     [(name, content)] = read_texts([text]).items()
-    capture = parse_statistics(_split("--statistics", statistics))
-    with _progress() as progress:
+    capture = parse_statistics(split("--statistics", statistics))
+    with progress_bars() as progress:
         loaded = interp.load(
             model,
             device=device,
@@ -186,6 +182,195 @@ def heads(
 
 
 @app.command()
+def ablate(
+    model: Reference,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Unset: ablate-MODEL.")
+    ] = None,
+    heads: HeadNames = None,
+    heads_file: HeadsFile = None,
+    top: Strongest = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Take whole KV groups.")
+    ] = False,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="zero (unset), mean, resample, uniform, self; repeatable."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="nll (unset), repeated, passkey, nato, needle, key_value, "
+            "choice:FILE, problems:FILE, or {task='nato', lengths=[512]}; repeatable."
+        ),
+    ] = None,
+    controls: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random controls: 20 or more, or 0. Unset: 20."),
+    ] = None,
+    text: TextFiles = None,
+    max_tokens: MaxTokens = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of controls, random tokens and intervals.")
+    ] = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """What a model loses without some heads: ablation.csv, effects.zarr, index.html.
+
+    Beside the heads, random ones are ablated. Prints the path of the page. An
+    interrupted run goes on with the same command.
+    """
+    from interp.app.ablate import Request, make, read_modes
+    from interp.app.heads import read_heads
+    from interp.app.texts import read_texts
+
+    request = Request(
+        model=model,
+        heads=read_heads(split("--heads", heads), heads_file, top),
+        out=out or _folder("ablate", model),
+        texts=read_texts(text),
+        tasks=tuple(task or ["nll"]),
+        modes=read_modes(mode or ["zero"]),
+        groups=groups,
+        n_controls=controls,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        command=typed(),
+    )
+    with progress_bars() as progress:
+        page, already = make(request, progress)
+    if already:
+        typer.echo("This ablation is complete; nothing was left to do.", err=True)
+    typer.echo(page)
+
+
+@app.command()
+def influence(
+    model: Reference,
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON lines, a text file with empty lines between texts, or a folder "
+            "of .txt files."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results. Unset: influence-CORPUS."),
+    ] = None,
+    heads: HeadNames = None,
+    heads_file: HeadsFile = None,
+    top: Strongest = None,
+    text_field: Annotated[
+        str, typer.Option(help="Field of a JSON line that holds the text.")
+    ] = "text",
+    domain_field: Annotated[
+        str | None,
+        typer.Option(help="Field that holds its domain. Unset: domain, where it is."),
+    ] = None,
+    controls: Annotated[
+        int, typer.Option(min=0, help="Draws of random heads beside the heads.")
+    ] = 3,
+    keep: Annotated[
+        str, typer.Option(help="Share of each domain that is marked as kept.")
+    ] = "20%",
+    window: Annotated[
+        int, typer.Option(min=4, help="Tokens read at once; longer texts are cut.")
+    ] = 2048,
+    max_tokens: MaxTokens = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of controls and intervals.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Texts by how much they hang on some heads: influence.csv, kept.jsonl, run.json.
+
+    The heads look everywhere alike, and each text's loss rises; texts are ranked within
+    their domain. Prints the path of the table. An interrupted run goes on with the same
+    command.
+    """
+    from interp.app.corpus import read_corpus
+    from interp.app.heads import read_heads
+    from interp.app.influence import Request, make, read_share
+
+    request = Request(
+        model=model,
+        corpus=corpus.name,
+        entries=read_corpus(corpus, text_field, domain_field),
+        heads=read_heads(split("--heads", heads), heads_file, top),
+        out=out or Path(f"influence-{corpus.resolve().stem}"),
+        controls=controls,
+        keep=read_share("--keep", keep),
+        window=window,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        command=typed(),
+    )
+    with progress_bars() as progress:
+        table, already = make(request, progress)
+    if already:
+        typer.echo("This table is complete; nothing was left to do.", err=True)
+    typer.echo(table)
+
+
+@app.command()
+def report(
+    study: Annotated[
+        Path, typer.Argument(help="TOML file: models, heads, modes and tasks.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Unset: study-FILE.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """A scripted study, many ablations side by side: index.html, study.csv.
+
+    Prints the path of the page. Models that fail are told of at the end; the others
+    are finished. An interrupted run goes on with the same command.
+    """
+    from interp.app.study import make, read_study
+
+    with progress_bars() as progress:
+        page, failed = make(
+            read_study(study), out or Path(f"study-{study.stem}"), device, progress
+        )
+    typer.echo(page)
+    if failed:
+        raise InputError(failed)
+
+
+@app.command()
+def doctor(
+    model: Reference,
+    text: TextFiles = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Of the text that every door reads.")
+    ] = 64,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """What of a model can be reached, by which door, and whether the doors agree.
+
+    The exit code is 1 if one of them does not.
+    """
+    from interp.app.doctor import diagnose
+    from interp.app.texts import read_texts
+
+    with progress_bars() as progress:
+        views, agrees = diagnose(
+            model, read_texts(text), max_tokens, device, dtype, progress
+        )
+    for view in views:
+        Console().print(view)
+    if not agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
 def models() -> None:
     """The catalog: real models that install from the package index."""
     from interp import catalog
@@ -198,97 +383,6 @@ def models() -> None:
     Console().print(view)
 
 
-@bench.command("tap")
-def bench_tap(
-    model: Reference = "smollm2-135m",
-    tokens: Annotated[str, typer.Option(help="Lengths.")] = "512,1024,2048,4096,8192",
-    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Append the table here.")] = None,
-) -> None:
-    """A traced forward beside an untraced one and transformers' eager attention."""
-    from interp.app.bench import tap_table
-
-    lengths = [_whole(part) for part in _split("--tokens", tokens) or []]
-    with _appending(out) as append, _progress() as progress:
-        table = tap_table(model, lengths, repeats, threads, progress, _command())
-        append(table)
-    typer.echo(table)
-
-
-def _split(option: str, names: str | None) -> list[str] | None:
-    """The names that an option was given; None if it was not."""
-    if names is None:
-        return None
-    found = [name.strip() for name in names.split(",") if name.strip()]
-    if not found:
-        raise InputError(
-            f"{option} names nothing: it is {names!r}. Give names with commas between, "
-            "or leave it out."
-        )
-    return found
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise InputError(
-            f"--tokens takes whole numbers from 2 on; got {text!r}. Write it as "
-            "512,1024."
-        )
-    return int(text)
-
-
-def _command() -> str:
-    return shlex.join(["interp", *sys.argv[1:]])
-
-
-@contextmanager
-def _appending(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """Opens a file before the work whose result it gets; without one drops it."""
-    if path is None:
-        yield lambda table: None
-        return
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            yield file.write
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}. Choose another file with "
-            "--out."
-        ) from error
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each step, on stderr if that is a terminal.
-
-    An error clears the bars, so that its line stands alone.
-    """
-    screen = Console(stderr=True, highlight=False)
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def close() -> None:
-            for task in bars.tasks:
-                if task.total is None:
-                    bars.update(task.id, completed=1, total=1)
-
-        def update(step: str, done: int, total: int) -> None:
-            """Without a total the step lasts until the next begins."""
-            if step not in tasks:
-                close()
-                tasks[step] = bars.add_task(step, total=None)
-            bars.update(tasks[step], completed=done, total=total or None)
-
-        try:
-            yield update
-            close()
-        except BaseException:
-            bars.live.transient = True
-            raise
+def _folder(what: str, model: str) -> Path:
+    """Where results go that were not given a place."""
+    return Path(f"{what}-{Path(model).resolve().name.removesuffix('.gguf')}")

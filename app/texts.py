@@ -2,15 +2,12 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 
 from interp.capture import Capture, TokenEdges
 from interp.errors import InputError
 from interp.kernels.definitions import STATISTICS
-
-SHIPPED = "lighthouse.txt"
-"""The text that is used when none is given."""
+from interp.tasks.reading import SHIPPED, read_text, shipped
 
 
 def read_texts(paths: Iterable[Path] | None) -> dict[str, str]:
@@ -20,38 +17,12 @@ def read_texts(paths: Iterable[Path] | None) -> dict[str, str]:
         InputError: A file is missing, empty, or not UTF-8.
     """
     if not paths:
-        return {SHIPPED: (files("interp") / "data" / SHIPPED).read_text("utf-8")}
+        return {SHIPPED: shipped()}
     texts: dict[str, str] = {}
     for path in paths:
         name = path.name if path.name not in texts else str(path)
-        texts[name] = _read(path)
+        texts[name] = read_text(path)
     return texts
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"The text {path} does not exist. Give the path of a UTF-8 text file."
-        ) from error
-    except IsADirectoryError as error:
-        raise InputError(
-            f"The text {path} is a folder. Give the path of a UTF-8 text file."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"The text {path} is not UTF-8: byte {error.start} cannot be read. Convert "
-            "it, for example with iconv."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"The text {path} cannot be read: {error.strerror}. Check its path and "
-            "permissions."
-        ) from error
-    if not text.strip():
-        raise InputError(f"The text {path} is empty. Give at least one word.")
-    return text
 
 
 def parse_statistics(names: list[str] | None) -> Capture:

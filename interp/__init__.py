@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.anatomy import Anatomy
     from interp.capture import Capture, TokenEdges
+    from interp.generation import trace_generation
     from interp.heads import HeadId, HeadSet
     from interp.models import Model, load
     from interp.storage import open_trace
@@ -28,6 +29,7 @@ _HOMES = {
     "load": "models",
     "open_trace": "storage",
     "trace": "tracing",
+    "trace_generation": "generation",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "load",
     "open_trace",
     "trace",
+    "trace_generation",
 ]
 
 

@@ -2,21 +2,20 @@
 
 Attention modules are recognized by the call they make, not by their name: a module's
 `forward` that asks transformers for its attention function is one, and the keywords of
-that call say what the scores are made of. Nothing is run and nothing is changed.
+that call say what the scores are made of. Where no module asks for it, those whose
+class takes a softmax by itself are. Nothing is run and nothing is changed.
 """
 
-import ast
-import inspect
 import re
-import textwrap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.recognition import attends_by_hand, call_keywords, calls_interface, value_of
 
 SiteName = Literal["self", "cross", "encoder"]
 
@@ -167,15 +166,18 @@ class Anatomy:
 
 def _sites(module: nn.Module) -> Iterator[Site]:
     counts: dict[str, int] = {}
-    for name, part in module.named_modules():
-        keywords = _call_keywords(type(part))
-        if keywords is None:
-            continue
+    parts = dict(module.named_modules())
+    found = [name for name, part in parts.items() if calls_interface(type(part))]
+    found = found or [n for n, part in parts.items() if attends_by_hand(type(part))]
+    for name in found:
+        part = parts[name]
+        keywords = call_keywords(type(part)) or {}
         config = _config_of(module, name)
-        passed = {key: _value(node, part) for key, node in keywords.items()}
+        passed = {key: value_of(node, part) for key, node in keywords.items()}
         site = _site_name(module, name, part, passed)
         layer = counts[site] = counts.get(site, -1) + 1
-        n_heads = _first_count(part, "num_heads", "num_attention_heads", "n_heads")
+        names = "num_heads", "num_attention_heads", "n_heads", "n_head"
+        n_heads = _first_count(part, *names)
         n_heads = n_heads or _first_count(config, "num_attention_heads") or 1
         d_head = _first_count(
             part,
@@ -204,12 +206,17 @@ def _sites(module: nn.Module) -> Iterator[Site]:
 
 def _capabilities(module: nn.Module, sites: tuple[Site, ...]) -> tuple[Capability, ...]:
     parts = dict(module.named_modules())
-    keywords = [_call_keywords(type(parts[site.module_name])) or {} for site in sites]
-    dense = any("position_bias" in each for each in keywords)
+    kinds = [type(parts[site.module_name]) for site in sites]
+    keywords = [call_keywords(kind) or {} for kind in kinds]
+    by_hand = sorted({kind.__name__ for kind in kinds if not calls_interface(kind)})
+    dense = bool(by_hand) or any("position_bias" in each for each in keywords)
     generates = bool(getattr(module, "can_generate", lambda: False)())
     tap = _tap(module, sites, {key for each in keywords for key in each})
     if not tap.available:
         memory = tap.reason
+    elif by_hand:
+        what = "computes attention by itself, with masks or scores"
+        memory = f"{', '.join(by_hand)} {what} of size query x key"
     elif dense:
         memory = "the model itself builds a bias of size query x key"
     else:
@@ -229,16 +236,20 @@ def _capabilities(module: nn.Module, sites: tuple[Site, ...]) -> tuple[Capabilit
 
 def _tap(module: nn.Module, sites: tuple[Site, ...], keywords: set[str]) -> Capability:
     name = type(module).__name__
+    reached = {type(module.get_submodule(site.module_name)) for site in sites}
     outside = sorted(
         {
             type(part).__name__
             for part in module.modules()
             if "Attention" in type(part).__name__
-            and _call_keywords(type(part)) is None
+            and type(part) not in reached
+            and not calls_interface(type(part))
             and any(True for _ in part.parameters())
             and not any("Attention" in type(p).__name__ for p in _below(part))
         }
     )
+    by_hand = any(not calls_interface(kind) for kind in reached)
+    can_choose = getattr(type(module), "_can_set_attn_implementation", lambda: True)
     unmodeled = [key for key in _UNMODELED if key in keywords]
     if unmodeled:
         reason = (
@@ -246,15 +257,18 @@ def _tap(module: nn.Module, sites: tuple[Site, ...], keywords: set[str]) -> Capa
         )
     elif not sites and outside:
         reason = (
-            f"{name} computes attention inside {', '.join(outside)} and does not call "
-            "transformers' attention interface"
+            f"{name} computes attention inside {', '.join(outside)}, which neither "
+            "calls transformers' attention interface nor takes one softmax over whole "
+            "rows"
         )
     elif not sites:
         reason = f"{name} has no attention"
-    elif not getattr(type(module), "_can_set_attn_implementation", lambda: True)():
+    elif not by_hand and not can_choose():
         reason = f"{name} does not let its attention implementation be chosen"
     else:
         reach = f"{len(sites)} attention modules can be reached"
+        if by_hand:
+            reach += ", in the functions of torch that they call"
         if outside:
             reach += f", those of {', '.join(outside)} cannot"
         return Capability("tap", True, reach)
@@ -278,14 +292,27 @@ def _site_name(
         return "encoder" if stacks[0] == "encoder" else "self"
     causal = passed.get("is_causal")
     if causal is None:
-        causal = getattr(part, "is_causal", True)
-    return "self" if causal else "encoder"
+        causal = getattr(part, "is_causal", None)
+    if causal is None and not calls_interface(type(part)):
+        causal = _looks_back(part, _config_of(module, name))
+    return "encoder" if causal is False else "self"
+
+
+def _looks_back(part: nn.Module, config: Any) -> bool:
+    """Whether a module that does not say so is causal, by its family and config."""
+    family = vars(sys.modules[type(part).__module__])
+    if any(name.endswith("ForMaskedLM") for name in family):
+        return bool(getattr(config, "is_decoder", False))
+    return bool(getattr(config, "causal", True))
 
 
 def _n_kv_heads(part: nn.Module, n_heads: int, d_head: int) -> int:
     groups = _first_count(part, "num_key_value_groups")
     if groups:
         return n_heads // groups
+    count = _first_count(part, "num_kv_heads")
+    if count:
+        return count
     for name in ("k_proj", "k", "key"):
         width = getattr(getattr(part, name, None), "out_features", 0)
         if width and width % d_head == 0:
@@ -332,37 +359,4 @@ def _first_count(holder: Any, *names: str) -> int | None:
         count = getattr(holder, name, None)
         if isinstance(count, int) and not isinstance(count, bool) and count > 0:
             return count
-    return None
-
-
-@cache
-def _call_keywords(kind: type[nn.Module]) -> dict[str, ast.expr] | None:
-    """Keywords of a class's call of the attention interface, or None without one."""
-    try:
-        source = textwrap.dedent(inspect.getsource(kind.forward))
-    except (OSError, TypeError):
-        return None
-    if "ALL_ATTENTION_FUNCTIONS" not in source:
-        return None
-    keywords: dict[str, ast.expr] = {}
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Call(ast.Name("attention_interface"), _, passed):
-                keywords |= {each.arg: each.value for each in passed if each.arg}
-    return keywords
-
-
-def _value(node: ast.expr, part: nn.Module) -> Any:
-    """What an expression over `self` holds; None where it names a local variable."""
-    match node:
-        case ast.Constant(value):
-            return value
-        case ast.Name("self"):
-            return part
-        case ast.Attribute(holder, name):
-            return getattr(_value(holder, part), name, None)
-        case ast.IfExp(condition, chosen, otherwise):
-            return _value(chosen if _value(condition, part) else otherwise, part)
-        case ast.Call(ast.Name("getattr"), [holder, ast.Constant(str(name)), *_]):
-            return getattr(_value(holder, part), name, None)
     return None

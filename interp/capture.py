@@ -31,8 +31,9 @@ class Capture:
     Attributes:
         statistics: Computed together, in the fewest passes.
         edges: Edges derived from the token ids, or None.
-        residual: Record norm, maximum and median of the residual stream, and what
-            the two halves of each block wrote to its largest channel.
+        residual: Record norm, maximum, median and cosine to the first token of the
+            residual stream, and what the two halves of each block wrote to its
+            largest channel.
     """
 
     statistics: tuple[Statistic, ...] = (*ROWS, *COLUMNS)

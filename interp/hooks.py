@@ -7,16 +7,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.anatomy import Anatomy
+from interp.errors import UnsupportedModelError
 
-Hook = Callable[[Tensor], None]
+Hook = Callable[[Tensor], Tensor | None]
+"""Sees a tensor; what it returns takes the tensor's place, None leaves it."""
 
 
 @contextmanager
 def on_output(module: nn.Module, hook: Hook) -> Iterator[None]:
     """Calls `hook` with the module's output, or its first part if there are several."""
 
-    def seen(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        hook(first_tensor(output))
+    def seen(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        changed = hook(first_tensor(output))
+        return None if changed is None else _with_first(output, changed)
 
     handle = module.register_forward_hook(seen)
     try:
@@ -29,8 +32,13 @@ def on_output(module: nn.Module, hook: Hook) -> Iterator[None]:
 def on_input(module: nn.Module, hook: Hook) -> Iterator[None]:
     """Calls `hook` with the hidden states that the module is given."""
 
-    def seen(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> None:
-        hook(first_tensor(inputs or options.get("hidden_states")))
+    def seen(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> Any:
+        changed = hook(first_tensor(inputs or options.get("hidden_states")))
+        if changed is None:
+            return None
+        if inputs:
+            return _with_first(inputs, changed), options
+        return inputs, options | {"hidden_states": changed}
 
     handle = module.register_forward_pre_hook(seen, with_kwargs=True)
     try:
@@ -43,6 +51,16 @@ def first_tensor(value: Any) -> Tensor:
     """The tensor itself, or the first of a tuple or model output."""
     while not isinstance(value, Tensor):
         value = value[0]
+    return value
+
+
+def _with_first(value: Any, tensor: Tensor) -> Any:
+    """The same tensor, tuple or model output with another first tensor."""
+    if isinstance(value, Tensor):
+        return tensor
+    if isinstance(value, tuple):
+        return (_with_first(value[0], tensor), *value[1:])
+    value[next(iter(value))] = _with_first(value[0], tensor)
     return value
 
 
@@ -81,3 +99,29 @@ def halves(
         if name in parts:
             return attention, parts[name]
     return attention, None
+
+
+def writer(
+    module: nn.Module, anatomy: Anatomy, block: nn.Module, half: str
+) -> nn.Module:
+    """The module whose output one half of a block adds to the residual stream.
+
+    Args:
+        module: The model.
+        anatomy: Its anatomy.
+        block: One of its blocks.
+        half: `attention` or `mlp`.
+
+    Raises:
+        UnsupportedModelError: The half is no module of its own.
+    """
+    inside = set(block.modules())
+    attention = [module.get_submodule(site.module_name) for site in anatomy.sites]
+    attention, mlp = halves(block, [each for each in attention if each in inside])
+    found = attention[0] if half == "attention" else mlp
+    if found is None:
+        raise UnsupportedModelError(
+            f"What the {half} of {type(block).__name__} writes was asked for; it is "
+            "no module of its own there. Ask for the stream instead."
+        )
+    return found

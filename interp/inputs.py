@@ -281,8 +281,14 @@ def _side(model: Model, ids: Tensor | None, real: Tensor | None) -> Side:
         if model.tokenizer is None:
             text.append(tuple(f"#{token}" for token in row))
         else:
-            text.append(tuple(model.tokenizer.batch_decode([[t] for t in row])))
+            words = model.tokenizer.batch_decode([[token] for token in row])
+            text.append(tuple(map(_writable, words)))
     return Side(ids, real, tuple(text))
+
+
+def _writable(word: str) -> str:
+    """The word as any file can hold it: half of a surrogate pair becomes a mark."""
+    return word.encode("utf-8", "replace").decode("utf-8")
 
 
 def _described(value: Any) -> str:

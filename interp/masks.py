@@ -91,18 +91,22 @@ def lazy_mask(
     band = read_band(function)
     if use_vmap:
         function = _one_by_one(function)
-    offsets = int(q_offset), int(kv_offset)
-    exact = band.exact and _agrees(function, band, q_length, kv_length, *offsets)
-    if not exact and not _covers(function, band, q_length, kv_length, *offsets):
+    box = q_length, kv_length, int(q_offset), int(kv_offset)
+    exact = band.exact and _agrees(function, band, *box)
+    if not exact and not _covers(function, band, device, *box):
         band = ANY
-    padding = _padding(attention_mask, kv_length, offsets[1])
+    padding = _padding(attention_mask, kv_length, box[3])
+    starts = None
+    if attention_mask is not None and box[3] > 0:
+        starts = attention_mask.long().argmax(-1)
     return MaskRule(
         q_length,
         kv_length,
         ahead=band.ahead,
         behind=band.behind,
-        query_offset=offsets[0],
-        key_offset=offsets[1],
+        query_offset=box[2],
+        key_offset=box[3],
+        starts=starts,
         key_padding=padding,
         function=None if exact else function,
         n_batch=batch_size,
@@ -141,6 +145,7 @@ def _one_by_one(function: Callable[..., Tensor]) -> MaskFunction:
 def _sampled(
     function: MaskFunction,
     band: Band,
+    device: torch.device | str,
     n_query: int,
     n_key: int,
     q_offset: int,
@@ -158,6 +163,7 @@ def _sampled(
     edge = edges[torch.randint(len(edges), (n_near,), generator=draw)]
     near = query[:n_near] - edge + torch.randint(-2, 3, (n_near,), generator=draw)
     key[:n_near] = near.clamp(k_offset, k_offset + n_key - 1)
+    query, key = query.to(device), key.to(device)
     batch = torch.zeros_like(query)
     return query - key, function(batch, batch, query, key)
 
@@ -172,15 +178,15 @@ def _inside(distance: Tensor, band: Band) -> Tensor:
 
 
 def _agrees(function: MaskFunction, band: Band, *box: int) -> bool:
-    distance, seen = _sampled(function, band, *box)
-    return bool((_inside(distance, band) == seen.cpu()).all())
+    # What is recognized reads no tensors: no need to wait for the device.
+    distance, seen = _sampled(function, band, "cpu", *box)
+    return bool((_inside(distance, band) == seen).all())
 
 
-def _covers(function: MaskFunction, band: Band, *box: int) -> bool:
+def _covers(
+    function: MaskFunction, band: Band, device: torch.device | str, *box: int
+) -> bool:
     if band.ahead is None and band.behind is None:
         return True
-    try:
-        distance, seen = _sampled(function, band, *box)
-    except RuntimeError:  # the function indexes tensors on another device
-        return False
-    return bool((_inside(distance, band) | ~seen.cpu()).all())
+    distance, seen = _sampled(function, band, device, *box)
+    return bool((_inside(distance, band) | ~seen).all())

@@ -1,101 +1,95 @@
-"""How sure a mean is."""
+"""How well a model predicts the tokens that an item scores."""
 
-import numpy as np
-import xarray as xr
+import re
+from collections import Counter, defaultdict
 
-from interp.errors import InputError
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import log_softmax
 
-LEVEL, RESAMPLES, BLOCKS = 0.95, 2000, 8
+from interp.errors import ShapeError
+from interp.tasks.items import Item
 
-BOUNDS = np.array(["low", "high"], dtype=object)
-"""Along `bound`; objects, since Zarr has no stable type of fixed-length strings."""
+CHUNK = 1 << 22
+"""Logits that are worked on at a time."""
 
 
-def bootstrap_interval(
-    values: xr.DataArray,
-    dim: str,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    weights: xr.DataArray | None = None,
-) -> xr.DataArray:
-    """Percentile bootstrap interval of the mean along a dimension.
+def score(
+    logits: Float[Tensor, "scored vocab"],
+    item: Item,
+    base: Float[Tensor, "scored vocab"] | None = None,
+) -> dict[str, float]:
+    """Every metric of the tokens that an item scores, predicted from the true ones.
 
-    All other dimensions share the same resamples. With few values the interval is too
-    narrow (of three, it can be no wider than their range); it is never corrected.
+    Computed in float32, or in the logits' own type if that is wider.
 
     Args:
-        values: Measurements; NaN ones are left out.
-        dim: The dimension to resample, one entry an independent text or block.
-        level: Share of resampled means inside the interval.
-        resamples: Number of resamples.
-        seed: Of the random numbers.
-        weights: Weight of each value in the mean, such as the queries of a block.
+        logits: Of the rows that predict the scored tokens.
+        item: Says which tokens they are.
+        base: Logits of the unchanged model for the same rows.
 
     Returns:
-        The dimensions of `values`, with `bound` ("low", "high") last instead of `dim`;
-        NaN where fewer than two values exist. Same unit as `values`.
+        `nll`: mean negative log-likelihood per token, in nats.
+        `accuracy`: share of tokens that have the largest logit.
+        `exact`: 1 if all have, else 0. Then greedy decoding gives exactly the answer:
+        its first token is chosen, so the second is predicted after the true first, and
+        so on; and conversely.
+        With `base` also `kl`: mean KL(base || this) per token, in nats, and
+        `agreement`: share of rows where both have the same largest logit.
 
     Raises:
-        InputError: No such dimension, or a level or number of resamples that means
-            nothing.
-
-    Source:
-        Efron 1979.
+        ShapeError: The rows are not one for each scored token, or those of `base`.
     """
-    if dim not in values.dims:
-        raise InputError(
-            f"Asked for an interval over {dim!r}; the values have the dimensions "
-            f"{', '.join(map(str, values.dims)) or 'none'}. Name one of them."
+    begin, end = item.scored
+    if len(logits) != end - begin or (base is not None and base.shape != logits.shape):
+        raise ShapeError(
+            f"The scores of {end - begin} tokens of item {item.name} need as many rows "
+            f"of logits; got {tuple(logits.shape)}"
+            + ("" if base is None else f" and base {tuple(base.shape)}")
+            + ". Take them from interp.evaluation.logits."
         )
-    if not 0 < level < 1 or resamples < 1:
-        raise InputError(
-            "An interval needs a level between 0 and 1 and at least one resample; got "
-            f"level={level} and resamples={resamples}. The usual ones are {LEVEL} and "
-            f"{RESAMPLES}."
-        )
-    present = values.notnull()
-    weight = (present * (1.0 if weights is None else weights)).transpose(*values.dims)
-    n = values.sizes[dim]
-    rng = np.random.default_rng(seed)
-    drawn = xr.DataArray(
-        rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float),
-        dims=("resample", dim),
-    )
-    total = xr.dot(drawn, (values * weight).fillna(0), dim=dim)
-    share = xr.dot(drawn, weight, dim=dim)
-    tail = (1 - level) / 2
-    several = (weight > 0).sum(dim) > 1
-    means = (total / share.where(share > 0)).where(several, 0)
-    bounds = means.quantile([tail, 1 - tail], "resample").where(several)
-    return (
-        bounds.rename(quantile="bound")
-        .assign_coords(bound=BOUNDS)
-        .transpose(..., "bound")
-    )
+    sums: dict[str, float] = defaultdict(float)
+    targets = torch.tensor(item.ids[begin:end], device=logits.device)
+    step = max(1, CHUNK // logits.shape[1])
+    for rows in (slice(n, n + step) for n in range(0, len(targets), step)):
+        log_p = _log_probabilities(logits[rows])
+        chosen = logits[rows].argmax(-1)
+        sums["nll"] -= log_p.gather(1, targets[rows, None]).double().sum().item()
+        sums["accuracy"] += (chosen == targets[rows]).sum().item()
+        if base is not None:
+            rows_of_base = base[rows].to(logits.device)
+            log_base = _log_probabilities(rows_of_base)
+            p_base = log_base.exp()
+            # A token that the base rules out adds nothing; 0 times infinity would.
+            gap = torch.where(p_base > 0, log_base - log_p, 0)
+            sums["kl"] += (p_base * gap).double().sum().item()
+            sums["agreement"] += (rows_of_base.argmax(-1) == chosen).sum().item()
+    means = {name: total / len(targets) for name, total in sums.items()}
+    return means | {"exact": float(means["accuracy"] == 1)}
 
 
-def block_means(
-    rows: xr.DataArray, dim: str = "query", blocks: int = BLOCKS
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Means over contiguous stretches of rows, and how many rows each holds.
+def rouge_recall(prediction: str, reference: str) -> float:
+    """ROUGE-1 recall: share of the reference's words that the prediction has.
 
-    For a block bootstrap: neighboring rows are alike, so single rows would give an
-    interval that is far too narrow.
-
-    Args:
-        rows: Value of every row; NaN where a row does not count.
-        dim: The dimension of the rows.
-        blocks: Number of stretches, over the rows that count anywhere.
+    Words are compared in lower case; one that occurs several times counts as often as
+    both have it.
 
     Returns:
-        Means and counts, with `block` first instead of `dim`.
+        Fraction in [0, 1]; NaN if the reference has no word.
+
+    Source:
+        Lin 2004, without stemming.
     """
-    counted = rows.notnull().any([d for d in rows.dims if d != dim]).values
-    stretches = np.array_split(np.flatnonzero(counted), blocks)
-    parts = [rows.isel({dim: stretch}) for stretch in stretches if len(stretch)]
-    parts = parts or [rows.isel({dim: slice(0)})]
-    means = xr.concat([part.mean(dim, dtype="float64") for part in parts], "block")
-    counts = xr.concat([part.count(dim) for part in parts], "block")
-    return means, counts
+    predicted, wanted = (
+        Counter(re.findall(r"\w+", text.lower())) for text in (prediction, reference)
+    )
+    return (predicted & wanted).total() / wanted.total() if wanted else float("nan")
+
+
+def _log_probabilities(
+    logits: Float[Tensor, "row vocab"],
+) -> Float[Tensor, "row vocab"]:
+    return log_softmax(
+        logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32)
+    )

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp import catalog
+from interp.adapters import nnsight, transformer_lens
 from interp.anatomy import Anatomy
-from interp.checkpoints import gguf, pretrained
+from interp.checkpoints import ctranslate2, gguf, pretrained
 from interp.errors import InputError, UnsupportedModelError
 from interp.weights import content_hash, layers_of, nonfinite_parameters
 
@@ -32,6 +33,7 @@ class Model:
         name: As it was asked for; a local model by the name of its file or folder.
         content_hash: SHA-256 of config and weights, see `interp.weights`.
         anatomy: Its layers, heads and sites.
+        extractor: Makes features of sound or images; None for models of text.
     """
 
     module: PreTrainedModel
@@ -39,6 +41,7 @@ class Model:
     name: str
     content_hash: str
     anatomy: Anatomy
+    extractor: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +60,7 @@ class Model:
 
 
 def load(
-    ref: str | Path | nn.Module | Model,
+    ref: Any,
     *,
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     device: str | torch.device = "auto",
@@ -69,8 +72,10 @@ def load(
     """Load a model for inference, or wrap one that is already loaded.
 
     Args:
-        ref: A catalog name, a local folder, a `.gguf` file, a hub id, a transformers
-            model (used as it is, never changed), or a `Model` (returned as it is).
+        ref: A catalog name, a local folder (of transformers, or of a Whisper model
+            for CTranslate2), a `.gguf` file, a hub id, a transformers
+            model (used as it is, never changed), one that nnsight or TransformerLens
+            has wrapped (likewise), or a `Model` (returned as it is).
         tokenizer: Tokenizer, or where to read it, if not beside the model.
         device: `auto` takes the first CUDA device, else the CPU.
         dtype: Name or torch type of the weights. By default float32 on a CPU, and on
@@ -90,6 +95,15 @@ def load(
     """
     if isinstance(ref, Model):
         return ref
+    if transformer_lens.is_bridge(ref):
+        bridge: Any = ref
+        ref = transformer_lens.original_model(bridge)
+        with transformer_lens.unbridged(ref):
+            options = {"tokenizer": tokenizer or bridge.tokenizer, "device": device}
+            return load(ref, **options, dtype=dtype, allow_nonfinite=allow_nonfinite)
+    if nnsight.is_wrapper(ref):
+        tokenizer = tokenizer or getattr(ref, "tokenizer", None)
+        ref = nnsight.wrapped_model(ref)
     tell = progress or (lambda message: None)
     if isinstance(ref, nn.Module):
         if device != "auto" or dtype is not None:
@@ -103,20 +117,26 @@ def load(
         return _model(loaded, words, name, allow_nonfinite, tell)
 
     module: Any
-    place = _device(device)
-    kind = _dtype(dtype, place)
+    extractor: Any = None
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
     with _quiet():
         source, name = _locate(ref, tell)
         tell(f"loading {name}")
         if isinstance(source, Path) and source.is_file():
             module, words = gguf.load(source, torch.float32 if kind == "auto" else kind)
+        elif isinstance(source, Path) and ctranslate2.is_checkpoint(source):
+            stored = torch.float32 if kind == "auto" else kind
+            module, words = ctranslate2.load(source, stored)
+            extractor = ctranslate2.extractor_of(module)
         else:
             module = pretrained.load(source, kind, trust_remote_code)
             words = None
+            extractor = pretrained.load_extractor(module, source, trust_remote_code)
         if tokenizer is not None or words is None:
             words = pretrained.load_tokenizer(tokenizer, source, trust_remote_code)
         module.to(place).eval()
-    return _model(module, words, name, allow_nonfinite, tell)
+    return _model(module, words, name, allow_nonfinite, tell, extractor)
 
 
 def _model(
@@ -125,6 +145,7 @@ def _model(
     name: str,
     allow_nonfinite: bool,
     tell: Progress,
+    extractor: Any = None,
 ) -> Model:
     tell(f"checking {name}")
     broken = {} if allow_nonfinite else nonfinite_parameters(module)
@@ -139,13 +160,14 @@ def _model(
             f"weights that are numbers are needed; {name} holds NaN or infinity in "
             f"{where}{more}. Get the weights again, or pass allow_nonfinite=True."
         )
-    return Model(module, tokenizer, name, content_hash(module), Anatomy.of(module))
+    digest, anatomy = content_hash(module), Anatomy.of(module)
+    return Model(module, tokenizer, name, digest, anatomy, extractor)
 
 
 def _locate(ref: str | Path, tell: Progress) -> tuple[str | Path, str]:
     """What a reference means: a local path or a hub id, and the model's name."""
     text = str(ref)
-    if isinstance(ref, str) and any(ref == each.name for each in catalog.entries()):
+    if isinstance(ref, str) and any(ref == each.name for each in catalog.models()):
         return catalog.fetch(ref, tell), ref
     path = Path(ref).expanduser()
     if path.is_file():
@@ -183,6 +205,7 @@ def _locate(ref: str | Path, tell: Progress) -> tuple[str | Path, str]:
 
 
 def _usable(module: nn.Module) -> PreTrainedModel:
+    module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
     if not isinstance(module, PreTrainedModel):
         raise UnsupportedModelError(
             "a transformers model (PreTrainedModel) was expected; got "
@@ -197,7 +220,8 @@ def _usable(module: nn.Module) -> PreTrainedModel:
     return module
 
 
-def _device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of that name; `auto` is the GPU where there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -212,7 +236,7 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> Any:
+def resolve_dtype(dtype: str | torch.dtype | None, place: torch.device) -> Any:
     """A floating-point type, or `auto` for the checkpoint's own."""
     if dtype is None:
         return torch.float32 if place.type == "cpu" else "auto"

@@ -12,18 +12,16 @@ from interp import residual
 from interp.anatomy import Site
 from interp.capture import Capture
 from interp.inputs import Inputs, Side, token_edges
-from interp.kernels.definitions import Array, Statistic
+from interp.kernels.definitions import Array, Edges, Statistic
 from interp.models import Model
 from interp.storage import Coordinates, Field, Memory, Store
 from interp.tap import Visit
+from interp.transfer import Transfer
 
 CROSS = "positions of cross-attention"
 
 Progress = Callable[[int, int], None]
 """Called with the layers done and the layers in all."""
-
-RESIDUAL = {"self": "residual", "encoder": "encoder_residual"}
-"""Node of the residual stream of the stack that holds a site's blocks."""
 
 
 class Recorder:
@@ -40,11 +38,12 @@ class Recorder:
     ) -> None:
         self.model, self.inputs, self.capture = model, inputs, capture
         self.room, self.progress, self.impl = room, progress, impl
+        self.transfer = Transfer(room.write, int(model.device.type == "cuda"))
         self.skipped: list[dict[str, str]] = []
         self.edges = {
             site: None
             if capture.edges is None or site == "cross"
-            else token_edges(capture.edges, inputs.sides(site)[0])
+            else _on(model.device, token_edges(capture.edges, inputs.sides(site)[0]))
             for site in model.anatomy.site_names
         }
         self.created: set[str] = set()
@@ -57,12 +56,8 @@ class Recorder:
         """Hooks the residual stream of each stack, where that is asked for."""
         if not self.capture.residual:
             return
-        for site, node in RESIDUAL.items():
-            if site not in self.model.anatomy.site_names:
-                continue
-            is_main = site == "self" or "self" not in self.model.anatomy.site_names
-            node = "residual" if is_main else node
-            sites = ("self", "cross") if site == "self" else (site,)
+        for node, sites in residual.stacks(self.model.anatomy):
+            site = sites[0]
             watched = residual.watch(
                 self.model.module,
                 self.model.anatomy,
@@ -129,7 +124,7 @@ class Recorder:
             name: _pad_heads(values, n_heads, specs[name][0])
             for name, values in arrays.items()
         }
-        self.room.write(site, layer, self._squeezed(padded))
+        self.transfer.send(site, layer, self._squeezed(padded))
 
     def _repeats(self, site: str) -> int:
         """Layers when the model calls one attention module for each (ALBERT)."""
@@ -213,17 +208,24 @@ class Recorder:
             coords |= self._tokens("token_text", "token", side, sizes["token"])
             self.room.create(node, fields, coords)
             self.created.add(node)
-        self.room.write(node, layer, self._squeezed(arrays))
+        self.transfer.send(node, layer, self._squeezed(arrays))
 
     def _spans(self, side: Side) -> list[slice]:
         return side.spans or [slice(None)] * self.inputs.n_samples
 
-    def _squeezed(self, arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        """On the host; without the sample axis for a single text."""
-        return {
-            name: (values if self.inputs.is_batch else values[0]).cpu().numpy()
-            for name, values in arrays.items()
-        }
+    def _squeezed(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the sample axis for a single text."""
+        if self.inputs.is_batch:
+            return arrays
+        return {name: values[0] for name, values in arrays.items()}
+
+
+def _on(device: torch.device, edges: Edges | None) -> Edges | None:
+    """Edges whose targets are where they are used, so that no layer copies them."""
+    if edges is None:
+        return None
+    targets = [(n, torch.as_tensor(rows, device=device)) for n, rows in edges.targets]
+    return Edges(tuple(targets))
 
 
 def _own_frame(
@@ -242,7 +244,7 @@ def _own_frame(
             for axis, dim in enumerate(array.dims[1:]):
                 if dim in shifts:
                     values[sample] = values[sample].roll(-shifts[dim], axis)
-            if array.name == "max_key":
+            if array.integer:
                 own = values[sample]
                 values[sample] = torch.where(own >= 0, own - keys.start, own)
         framed[array.name] = values

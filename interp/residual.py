@@ -22,6 +22,7 @@ ARRAYS = (
     Array("max", TOKEN, "activation", "largest magnitude"),
     Array("max_channel", TOKEN, "index", "channel of it", integer=True),
     Array("median", TOKEN, "activation", "median magnitude"),
+    Array("cosine", TOKEN, "dimensionless", "cosine to the text's first token"),
     Array("attention_write", TOKEN, "activation", "added to it by attention"),
     Array("mlp_write", TOKEN, "activation", "added to it by the MLP"),
     Array("median_all", ("layer",), "activation", "median magnitude of the layer"),
@@ -31,7 +32,13 @@ ARRAYS = (
 )
 """Layer 0 is the embedding, layer l the stream after block l - 1."""
 
-SOURCE = "arXiv:2402.17762"
+SOURCE = "arXiv:2402.17762; the cosine as in arXiv:2510.22603"
+
+ROWS = 1024
+"""Tokens that are widened at a time, so that no second stream is made."""
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers as wide as a float, by their bytes."""
 
 
 def describe(
@@ -45,7 +52,8 @@ def describe(
         parts: The block's `input`, and what its `attention` and `mlp` added, where
             these are known.
     """
-    stream = stream.float()
+    wide = torch.promote_types(stream.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(stream, dim=-1, dtype=wide)
     magnitude = stream.abs()
     largest, channel = magnitude.max(-1)
     writes = _written(stream, channel, parts or {})
@@ -54,20 +62,31 @@ def describe(
     largest_rows = magnitude[tokens].flatten()
     cells = largest_rows.topk(min(TOP, len(largest_rows))).indices
     token, top_channel = tokens[cells // stream.shape[1]], cells % stream.shape[1]
-    value = stream[token, top_channel]
+    value = stream[token, top_channel].float()
     room = (0, TOP - len(cells))
     return {
-        "norm": stream.norm(dim=-1),
-        "max": largest,
+        "norm": norm.float(),
+        "max": largest.float(),
         "max_channel": channel,
-        "median": magnitude.median(-1).values,
+        "median": magnitude.median(-1).values.float(),
+        "cosine": _cosine(stream, norm).float(),
         "attention_write": writes[0],
         "mlp_write": writes[1],
-        "median_all": magnitude.flatten().median(),
+        "median_all": _median(magnitude).float(),
         "top_value": torch.nn.functional.pad(value, room, value=torch.nan),
         "top_token": torch.nn.functional.pad(token, room, value=-1),
         "top_channel": torch.nn.functional.pad(top_channel, room, value=-1),
     }
+
+
+def _cosine(
+    stream: Float[Tensor, "token channel"], norm: Float[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    """Cosine of every token to the first; 0 where one of them is nothing."""
+    first = stream[0].to(norm.dtype)
+    dots = [rows.to(norm.dtype) @ first for rows in stream.split(ROWS)]
+    sizes = (norm * norm[0]).clamp(min=torch.finfo(norm.dtype).tiny)
+    return (torch.cat(dots) / sizes).clamp(-1, 1)
 
 
 def _written(
@@ -78,19 +97,55 @@ def _written(
     NaN unless input, attention and MLP add up to the stream there, so that a block
     which does anything else in between is never misread.
     """
-    unknown = torch.full((2, len(stream)), torch.nan)
+    unknown = channel.new_full((2, len(stream)), torch.nan, dtype=torch.float32)
     if {"input", "attention", "mlp"} - parts.keys():
         return unknown
     if any(part.shape != stream.shape for part in parts.values()):
         return unknown
-    at = channel[:, None]
-    cell = {name: part.float().gather(1, at)[:, 0] for name, part in parts.items()}
-    total = cell["input"] + cell["attention"] + cell["mlp"]
-    whole = stream.gather(1, at)[:, 0]
+    wide = torch.promote_types(stream.dtype, torch.float32)
+    whole, *cells = (
+        part.gather(1, channel[:, None])[:, 0].to(wide)
+        for part in (stream, parts["input"], parts["attention"], parts["mlp"])
+    )
+    total = sum(cells)
     eps = torch.finfo(parts["input"].dtype).eps
-    size = sum(part.abs() for part in cell.values())
-    adds_up = bool(((total - whole).abs() <= 16 * eps * size).all())
-    return torch.stack([cell["attention"], cell["mlp"]]) if adds_up else unknown
+    size = sum(cell.abs() for cell in cells)
+    adds_up = ((total - whole).abs() <= 16 * eps * size).all()
+    return torch.where(adds_up, torch.stack(cells[1:]).float(), unknown)
+
+
+def _median(magnitude: Tensor) -> Float[Tensor, ""]:
+    """Lower median of all cells, of which none is negative.
+
+    Sorting, as torch does on a device, takes several times the memory of the stream.
+    """
+    if magnitude.device.type == "cpu":
+        return magnitude.flatten().median()
+    return _median_of_bits(magnitude)
+
+
+def _median_of_bits(magnitude: Tensor) -> Float[Tensor, ""]:
+    """As `_median`: floats that are not negative are ordered like their bits."""
+    bits = magnitude.view(INTEGERS[magnitude.element_size()])
+    half = (bits.numel() + 1) // 2
+    found = bits.new_zeros(())
+    for place in reversed(range(8 * bits.element_size() - 1)):
+        larger = found + (1 << place)
+        found = torch.where((bits < larger).sum() < half, larger, found)
+    return found.view(magnitude.dtype)
+
+
+def stacks(anatomy: Anatomy) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Node of each stack's stream, and the sites that attend in its blocks.
+
+    The stack that writes the output is `residual`.
+    """
+    names = anatomy.site_names
+    if "self" in names:
+        yield "residual", ("self", "cross")
+    if "encoder" in names:
+        node = "encoder_residual" if "self" in names else "residual"
+        yield node, ("encoder",)
 
 
 def stack(module: nn.Module, anatomy: Anatomy, site: str) -> list[nn.Module]:
@@ -115,8 +170,8 @@ def watch(
         tokens: Real tokens of each sample.
         record: Called with the layer and each sample's statistics.
     """
-    modules = dict(module.named_modules())
-    owners = [modules[s.module_name] for s in anatomy.sites if s.name in sites]
+    names = [s.module_name for s in anatomy.sites if s.name in sites]
+    owners = [module.get_submodule(name) for name in names]
     blocks = hooks.blocks(module, anatomy, *sites)
     with ExitStack() as hooked:
         for index, block in enumerate(blocks):

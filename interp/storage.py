@@ -59,10 +59,6 @@ class Field:
         """What stands where nothing was computed."""
         return -1 if np.issubdtype(self.dtype, np.integer) else np.nan
 
-    def layer(self, index: int) -> tuple[slice | int, ...]:
-        """Where one layer lies."""
-        return tuple(index if dim == "layer" else slice(None) for dim in self.dims)
-
 
 Coordinates = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
@@ -72,27 +68,35 @@ class Memory:
     """A trace that grows in memory."""
 
     nodes: dict[str, xr.Dataset] = field(default_factory=dict)
+    missing: dict[tuple[str, int], dict[str, Field]] = field(default_factory=dict)
 
     def done(self, node: str, layer: int) -> bool:
         """Nothing is there before it is written."""
         return False
 
     def create(self, node: str, fields: dict[str, Field], coords: Coordinates) -> None:
-        """Makes room for a node."""
+        """Makes room for a node; memory is touched where a layer is written."""
         arrays = {
-            name: (f.dims, np.full(f.shape, f.empty, f.dtype), f.attrs)
+            name: (f.dims, np.empty(f.shape, f.dtype), f.attrs)
             for name, f in fields.items()
         }
         self.nodes[node] = xr.Dataset(arrays, coords)
+        layers = max(dict(f.sizes)["layer"] for f in fields.values())
+        self.missing |= {(node, layer): fields for layer in range(layers)}
 
     def write(self, node: str, layer: int, arrays: dict[str, np.ndarray]) -> None:
         """Keeps one layer."""
         for name, values in arrays.items():
             target = self.nodes[node][name]
             target.values[_layer(target.dims, layer)] = values
+        self.missing.pop((node, layer), None)
 
     def finish(self, attrs: dict[str, Any]) -> xr.DataTree:
         """The trace."""
+        for (node, layer), fields in self.missing.items():
+            for name, f in fields.items():
+                self.nodes[node][name].values[_layer(f.dims, layer)] = f.empty
+        self.missing.clear()
         tree = {f"/{name}": node for name, node in self.nodes.items()}
         return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **tree})
 
@@ -268,6 +272,7 @@ def _dataset(path: Path, name: str) -> xr.Dataset:
 
 
 def _layer(dims: Iterable[Hashable], index: int) -> tuple[slice | int, ...]:
+    """Where one layer of an array lies."""
     return tuple(index if dim == "layer" else slice(None) for dim in dims)
 
 

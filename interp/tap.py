@@ -3,26 +3,37 @@
 A private name is registered in transformers' attention registry and in its mask
 registry, the configs point at it for the length of a `with` block, and each call then
 arrives here with query and key after rotary embedding and normalization, grouped
-heads unexpanded, and the mask as a rule. The output comes from a fused kernel.
+heads unexpanded, and the mask as a rule. The output comes from a fused kernel, or from
+row blocks where a change of the weights is in force. Modules that compute attention by
+themselves are seen in the functions of torch instead.
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from interp.adapters import torch_function
 from interp.anatomy import Anatomy, Site
+from interp.editing import AttentionEdit, in_force
 from interp.errors import UnsupportedModelError
 from interp.kernels import fused, statistics, weighted
 from interp.kernels.definitions import Statistic
+from interp.kernels.edits import Edit
 from interp.kernels.masks import MaskRule
+from interp.kernels.reweight import Reweight
+from interp.kernels.reweighting import reweighted
 from interp.kernels.rules import AttentionCall, ScoreRule
 from interp.masks import lazy_mask
+from interp.recognition import calls_interface
 
 _names = (f"interp_tap_{n}" for n in itertools.count())
 
@@ -33,7 +44,7 @@ class Visit:
 
     Attributes:
         site: Which module made it.
-        call: Its tensors and rules.
+        call: Its tensors and rules, with every change that is in force.
         output: What the model goes on with, `[batch, head, query, d_value]`.
         lse: Row log-sum-exp in nats, learned sink excluded, `[batch, head, query]`.
         arrays: Statistics wanted at the site, `[batch, head, ...]` by name.
@@ -56,7 +67,6 @@ def tap(
     anatomy: Anatomy | None = None,
     wanted: Callable[[Site], Sequence[Statistic]] = lambda site: (),
     impl: str = "auto",
-    edit: Callable[[Site], weighted.Edit | None] | None = None,
     padding: Tensor | None = None,
 ) -> Iterator[None]:
     """Calls `visit` for each attention call of forwards inside the block.
@@ -67,7 +77,6 @@ def tap(
         anatomy: The module's, if at hand.
         wanted: Statistics to compute at a site.
         impl: Implementation of the statistics, as `interp.kernels.statistics` names it.
-        edit: The edit of the weights at a site, or None to leave them.
         padding: `[batch, query]`, True for real decoder tokens; needed only where
             the queries' padding is not the keys', as in cross-attention.
 
@@ -75,9 +84,34 @@ def tap(
         UnsupportedModelError: No attention of this model can be reached.
     """
     anatomy = anatomy or Anatomy.of(module)
+    attention = seen_attention(module, visit, anatomy, wanted, impl, padding)
+    by_hand = computed_by_hand(module, anatomy)
+    with ExitStack() as stack:
+        # A compiled graph would go on as it was; the model's own code is run instead.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if by_hand:
+            stack.enter_context(torch_function.watching(module, by_hand, attention))
+        if len(by_hand) < len(anatomy.sites):
+            answering = answered_by(module, attention, lazy_mask)
+            stack.enter_context(answering)
+        yield
+
+
+def seen_attention(
+    module: nn.Module,
+    visit: Callable[[Visit], None],
+    anatomy: Anatomy,
+    wanted: Callable[[Site], Sequence[Statistic]] = lambda site: (),
+    impl: str = "auto",
+    padding: Tensor | None = None,
+) -> torch_function.Attention:
+    """The attention function that visits, changes and computes; arguments as `tap`.
+
+    Raises:
+        UnsupportedModelError: No attention of this model can be reached.
+    """
     anatomy.require_attention()
-    sites = _Sites(module, anatomy)
-    name = next(_names)
+    sites = Sites(module, anatomy)
 
     def attention(
         owner: nn.Module,
@@ -88,20 +122,104 @@ def tap(
         **options: Any,
     ) -> tuple[Tensor, None]:
         site = sites.of(owner)
+        is_cross = site.name == "cross"
         call = attention_call(
-            owner, query, key, value, attention_mask, site.name, options
+            owner, query, key, value, attention_mask, is_cross, options
         )
-        if site.name == "cross" and padding is not None:
-            call = replace(call, mask=replace(call.mask, query_padding=padding))
-        own_edit = None if edit is None else edit(site)
-        seen = attend(call, wanted(site), impl, own_edit)
-        visit(Visit(site, call, *seen))
-        return seen[0].transpose(1, 2).contiguous(), None
+        call = replace(call, mask=_with_queries(call.mask, is_cross, padding))
+        changes = in_force(module)
+        for change in changes:
+            _require_keys(change, owner, call)
+            call = change.inputs(site, call)
+        edits = [edit for change in changes for edit in change.weights(site, call)]
+        output, lse, arrays, used = attend(call, wanted(site), impl, edits)
+        for change in changes:
+            output = change.output(site, call, output)
+        visit(Visit(site, call, output, lse, arrays, used))
+        if torch.is_grad_enabled() and query.requires_grad:
+            output = _NoGradient.apply(output, query, key, value)
+        return output.transpose(1, 2).contiguous(), None
 
+    return attention
+
+
+def computed_by_hand(module: nn.Module, anatomy: Anatomy) -> list[Site]:
+    """Sites whose modules, as they are now, do not call the attention interface."""
+    return [
+        site
+        for site in anatomy.sites
+        if not calls_interface(type(module.get_submodule(site.module_name)))
+    ]
+
+
+def door_of(module: nn.Module, anatomy: Anatomy) -> str:
+    """How attention is reached, for the provenance."""
+    by_hand = computed_by_hand(module, anatomy)
+    if not by_hand:
+        return "attention interface"
+    kinds = {type(module.get_submodule(site.module_name)).__name__ for site in by_hand}
+    return (
+        f"torch functions of {', '.join(sorted(kinds))}; "
+        "the model itself builds what is of size query x key"
+    )
+
+
+@contextmanager
+def own_attention(
+    module: nn.Module,
+    see: Callable[[Site, Tensor], None],
+    *,
+    anatomy: Anatomy | None = None,
+) -> Iterator[None]:
+    """Leaves attention to the model's own implementation, which gradients pass.
+
+    Args:
+        module: A transformers model whose attention reaches the interface.
+        see: Called with what the heads of a site give to the output projection,
+            `[batch, query, head, d_value]`, after each call.
+        anatomy: The module's, if at hand.
+
+    Raises:
+        UnsupportedModelError: No attention of this model can be reached.
+    """
+    anatomy = anatomy or Anatomy.of(module)
+    anatomy.require_attention()
+    if by_hand := computed_by_hand(module, anatomy):
+        kind = type(module.get_submodule(by_hand[0].module_name)).__name__
+        raise UnsupportedModelError(
+            f"gradients with respect to what heads give out were asked for; {kind} "
+            "does not call transformers' attention interface, where they are taken. "
+            "Choose a model that does."
+        )
+    sites = Sites(module, anatomy)
+    config: Any = module.config
+    own = config._attn_implementation_internal or "eager"
+
+    def attention(owner: nn.Module, *inputs: Any, **options: Any) -> Any:
+        home: Any = sys.modules[type(owner).__module__]
+        eager = getattr(
+            home, "eager_attention_forward", ALL_ATTENTION_FUNCTIONS["sdpa"]
+        )
+        output, *rest = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)(
+            owner, *inputs, **options
+        )
+        see(sites.of(owner), output)
+        return output, *rest
+
+    with answered_by(module, attention, ALL_MASK_ATTENTION_FUNCTIONS[own]):
+        yield
+
+
+@contextmanager
+def answered_by(
+    module: nn.Module, attention: Callable[..., Any], mask: Any
+) -> Iterator[None]:
+    """The model's configs ask two functions, under a name of their own."""
+    name = next(_names)
     configs = _configs(module)
     before = [config._attn_implementation_internal for config in configs]
     AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, lazy_mask)
+    AttentionMaskInterface.register(name, mask)
     try:
         for config in configs:
             config._attn_implementation_internal = name
@@ -117,7 +235,7 @@ def attend(
     call: AttentionCall,
     wanted: Sequence[Statistic] = (),
     impl: str = "auto",
-    edit: weighted.Edit | None = None,
+    edits: Sequence[Edit] = (),
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], str]:
     """Output, log-sum-exp and statistics of a call, in the fewest passes.
 
@@ -125,16 +243,25 @@ def attend(
     makes the output; elsewhere a fused kernel gives output and lse, and one more pass
     the statistics.
 
+    Args:
+        call: The attention call.
+        wanted: Statistics to compute.
+        impl: Their implementation.
+        edits: Changes of the weights, in order.
+
     Returns:
         Output and lse as in `Visit`, the arrays, and the implementation used.
     """
     # Which kernel makes the output must not depend on what is wanted: a resumed run
     # skips statistics, and its later layers have to come out the same.
-    chosen = "weighted" if edit is not None else statistics.choose(impl, call)
+    match edits:
+        case [Reweight() as only] if not wanted:
+            return *reweighted(call, only), {}, "weighted"
+    chosen = "weighted" if edits else statistics.choose(impl, call)
     done = None if chosen == "weighted" else fused.attend(call)
     if done is None:
         own = wanted if chosen == "weighted" else ()
-        output, lse, arrays = weighted.attend(call, edit, own)
+        output, lse, arrays = weighted.attend(call, own, edits)
     else:
         (output, lse), arrays = done, {}
     if wanted and not arrays:
@@ -148,7 +275,7 @@ def attention_call(
     key: Tensor,
     value: Tensor,
     mask: MaskRule | Tensor | None,
-    site: str,
+    is_cross: bool,
     options: dict[str, Any],
 ) -> AttentionCall:
     """The call that a model's attention module makes, in our terms."""
@@ -168,10 +295,6 @@ def attention_call(
                 f"queries and {rule.key_length} keys, but attends with {n_query} and "
                 f"{n_key}. Trace without a static cache."
             )
-        if site != "cross" and rule.key_padding is not None:
-            first = rule.query_offset - rule.key_offset
-            padding = rule.key_padding[:, first : first + n_query]
-            rule = replace(rule, query_padding=padding)
     else:
         causal = options.get("is_causal")
         causal = getattr(owner, "is_causal", True) if causal is None else causal
@@ -182,7 +305,9 @@ def attention_call(
             n_key,
             ahead=0 if causal else None,
             behind=window - 1 if causal and window else None,
-            query_offset=n_key - n_query if causal else 0,
+            query_offset=0 if is_cross else n_key - n_query,
+            key_padding=options.get("key_padding"),
+            device=query.device,
         )
         if mask is not None and mask.dtype == torch.bool:
             rule = replace(rule, dense=mask[..., :n_key])
@@ -192,19 +317,60 @@ def attention_call(
             bias = bias.clamp(min=-1e4)
             own = score.position_bias
             score = replace(score, position_bias=bias if own is None else own + bias)
-    return AttentionCall(query, key, value, score, rule, comparable=site != "cross")
+    return AttentionCall(query, key, value, score, rule, comparable=not is_cross)
 
 
-class _Sites:
+def _require_keys(change: AttentionEdit, owner: nn.Module, call: AttentionCall) -> None:
+    """Refuses what needs queries and keys, where there are only scores."""
+    if change.uses_keys and call.query.shape[-1] == 0:
+        raise UnsupportedModelError(
+            f"{change} reads or changes queries and keys; {type(owner).__name__} "
+            "computes attention by itself, and only its scores can be seen. Change "
+            "weights, values or outputs instead."
+        )
+
+
+def _with_queries(rule: MaskRule, is_cross: bool, padding: Tensor | None) -> MaskRule:
+    """The rule with its queries' padding; one for all layers that share the rule."""
+    real = padding if is_cross else rule.key_padding
+    if real is None:
+        return rule
+    first = 0 if is_cross else rule.query_offset - rule.key_offset
+    own = real[:, first : first + rule.query_length]
+    return rule.kept(("queries", id(real)), lambda: replace(rule, query_padding=own))
+
+
+class _NoGradient(torch.autograd.Function):
+    """Refuses to differentiate attention under a tap, where zeros would be silent."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise UnsupportedModelError(
+            "a gradient through attention was asked for while the model is traced or "
+            "edited, which computes outputs only. Take gradients outside the block."
+        )
+
+
+class Sites:
     """Finds the site of a module; a module called again is the next layer (ALBERT)."""
 
     def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
-        names = {id(each): name for name, each in module.named_modules()}
-        known = {site.module_name: site for site in anatomy.sites}
-        self.known = {i: known[n] for i, n in names.items() if n in known}
-        self.names = names
+        # By name, as one module may stand in another's place (TransformerLens).
+        self.known = {
+            id(module.get_submodule(site.module_name)): site for site in anatomy.sites
+        }
+        self.names = {id(each): name for name, each in module.named_modules()}
 
     def of(self, owner: nn.Module) -> Site:
+        """The site of a module.
+
+        Raises:
+            UnsupportedModelError: It is in no anatomy.
+        """
         site = self.known.get(id(owner))
         if site is None:
             name = self.names.get(id(owner), type(owner).__name__)

@@ -2,34 +2,41 @@
 
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import xarray as xr
-from torch import nn
 
+from interp.adapters import nnsight
+from interp.adapters.transformer_lens import is_bridge, unbridged
 from interp.capture import Capture
+from interp.editing import in_force
 from interp.errors import InputError
+from interp.forward import evaluating, lean
 from interp.inputs import Inputs, prepare
 from interp.kernels.definitions import Pattern
 from interp.models import Model, load
 from interp.recording import Progress, Recorder
 from interp.storage import Memory, Store
-from interp.tap import tap
+from interp.tap import door_of, seen_attention, tap
+
+Door = Literal["auto", "original", "nnsight"]
+
+DOOR_OF_NNSIGHT = "nnsight trace, at the call of the attention interface"
 
 PATTERN_LIMIT = 2048
 """Tokens up to which a dense pattern is given on request."""
 
 
 def trace(
-    model: Model | nn.Module,
+    model: Any,
     inputs: Any,
     *,
     tokenizer: Any = None,
+    door: Door = "auto",
     capture: Capture | None = None,
     out: str | Path | None = None,
     resume: bool = True,
@@ -45,10 +52,14 @@ def trace(
     size query x key is made unless `pattern` is asked for.
 
     Args:
-        model: From `interp.load`, or a transformers module (with `tokenizer`).
+        model: From `interp.load`, or what it takes: a transformers module (with
+            `tokenizer`), a TransformerBridge, an nnsight model.
         inputs: A text, several texts (a batch, padded), token ids, or a mapping of
             ready model inputs, such as `input_features` and `decoder_input_ids`.
         tokenizer: For a module that comes without one.
+        door: `original` puts a TransformerBridge's model back as it was meanwhile,
+            `nnsight` runs in a trace of the given nnsight model; `auto` sees the
+            model as it is.
         capture: What to record; every row and column statistic by default.
         out: A Zarr store to grow in, layer by layer; in memory if None.
         resume: Go on with what an interrupted run left in `out`.
@@ -69,34 +80,51 @@ def trace(
         UnsupportedModelError: The model's attention cannot be reached.
         StorageError: `out` holds something else or cannot be written.
     """
+    given = model
+    _check_door(given, door)
     model = model if isinstance(model, Model) else load(model, tokenizer=tokenizer)
+    if door == "original" and in_force(model.module):
+        raise InputError(
+            "door='original' was asked for within an intervention on the bridge, whose "
+            "hooks lie on the bridge's parts. Open the intervention and the trace "
+            "within interp.adapters.transformer_lens.unbridged(model.module)."
+        )
     model.anatomy.require_attention()
     capture = capture or Capture()
     prepared = prepare(model, inputs, max_tokens)
     _check_patterns(capture, prepared)
-    provenance = _provenance(model, prepared, capture, name, impl) | (attrs or {})
-    if out is None:
-        room: Memory | Store = Memory()
-    else:
-        room = Store(Path(out), provenance, resume)
-        if room.is_complete:
-            return room.finish({})
-    recorder = Recorder(model, prepared, capture, room, progress, impl)
     with ExitStack() as stack:
+        if door == "original":
+            stack.enter_context(unbridged(model.module))
+        provenance = _provenance(model, prepared, capture, name, impl)
+        if door == "nnsight":
+            provenance["door"] = DOOR_OF_NNSIGHT
+        provenance |= attrs or {}
+        if out is None:
+            room: Memory | Store = Memory()
+        else:
+            room = Store(Path(out), provenance, resume)
+            if room.is_complete:
+                return room.finish({})
+        recorder = Recorder(model, prepared, capture, room, progress, impl)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(model.module))
-        padding = prepared.decoder.real
-        tapped = tap(
-            model.module,
-            recorder.visit,
-            anatomy=model.anatomy,
-            wanted=recorder.wanted,
-            impl=impl,
-            padding=padding,
-        )
-        stack.enter_context(tapped)
+        stack.enter_context(evaluating(model.module))
+        stack.callback(recorder.transfer.flush)
+        watched = model.module, recorder.visit
+        options = {
+            "anatomy": model.anatomy,
+            "wanted": recorder.wanted,
+            "impl": impl,
+            "padding": prepared.decoder.real,
+        }
         recorder.watch(stack)
-        model.module(**prepared.forward, **_lean(model.module))
+        forward = {**prepared.forward, **lean(model.module)}
+        if door == "nnsight":
+            attention = seen_attention(*watched, **options)
+            nnsight.forward(given, model.anatomy.sites, attention, forward)
+        else:
+            stack.enter_context(tap(*watched, **options))
+            model.module(**forward)
     return room.finish(
         {
             **provenance,
@@ -104,6 +132,24 @@ def trace(
             "skipped": json.dumps(recorder.skipped),
         }
     )
+
+
+def _check_door(model: Any, door: Door) -> None:
+    kinds = {
+        "auto": lambda given: True,
+        "original": is_bridge,
+        "nnsight": nnsight.is_wrapper,
+    }
+    if door not in kinds:
+        raise InputError(
+            f"door={door!r} was asked for; there are {', '.join(kinds)}. Choose one."
+        )
+    if not kinds[door](model):
+        raise InputError(
+            f"door={door!r} was asked for; it is for "
+            f"{'a TransformerBridge' if door == 'original' else 'an nnsight model'}, "
+            f"got {type(model).__name__}. Pass that object, or leave the door out."
+        )
 
 
 def _check_patterns(capture: Capture, inputs: Inputs) -> None:
@@ -133,7 +179,8 @@ def _provenance(
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "impl": impl,
-        "door": "attention interface",
+        "interventions": json.dumps([str(each) for each in in_force(model.module)]),
+        "door": door_of(model.module, model.anatomy),
         "versions": json.dumps({"python": platform.python_version(), **versions}),
         "statistics": json.dumps(
             [repr(s) for s in capture.statistics]
@@ -141,24 +188,3 @@ def _provenance(
             + (["residual"] if capture.residual else [])
         ),
     }
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; each part gets its own mode back."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
-
-
-def _lean(module: nn.Module) -> dict[str, Any]:
-    """Options that spare a forward what nobody reads: the cache and most logits."""
-    import inspect
-
-    known = inspect.signature(module.forward).parameters
-    lean = {"use_cache": False, "logits_to_keep": 1}
-    return {name: value for name, value in lean.items() if name in known}

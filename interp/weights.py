@@ -6,12 +6,15 @@ Reads parameters and never changes them.
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from interp.errors import UnsupportedModelError
 
 # They say where a model came from or how it runs, not what it computes.
 _VOLATILE = {
@@ -31,10 +34,14 @@ def content_hash(module: PreTrainedModel) -> str:
     dtype has another hash, on another device or under another path the same one.
 
     Args:
-        module: A transformers model whose tensors hold values (not on `meta`).
+        module: A transformers model; what accelerate has offloaded is read a module at
+            a time.
 
     Returns:
         64 hexadecimal digits.
+
+    Raises:
+        UnsupportedModelError: A tensor holds no values (device `meta`).
     """
     config = {
         key: value
@@ -44,13 +51,18 @@ def content_hash(module: PreTrainedModel) -> str:
     config["class"] = type(module).__name__
     total = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     state = sorted(module.state_dict().items())
+    tensors = dict(state)
+    here = [name for name, tensor in state if not tensor.is_meta]
     # Tensors are independent and hashlib lets other threads run.
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_digest, (tensor for _, tensor in state))
-        for (name, tensor), digest in zip(state, digests, strict=True):
-            total.update(
-                f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}".encode()
-            )
+        found = pool.map(_digest, (tensors[name] for name in here))
+        digests = dict(zip(here, found, strict=True))
+    for name, tensor in state:
+        if tensor.is_meta:
+            with _present(module, name) as values:
+                digests[name] = _digest(values)
+        says = f"{name} {tensor.dtype} {tuple(tensor.shape)} {digests[name]}"
+        total.update(says.encode())
     return total.hexdigest()
 
 
@@ -65,17 +77,15 @@ def nonfinite_parameters(module: nn.Module) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for name, parameter in module.named_parameters():
-        values = parameter.detach()
-        if not values.is_floating_point() or values.is_meta:
+        if not parameter.is_floating_point():
             continue
-        if values.itemsize == 1:
-            values = values.float()
-        # One sum shows any NaN or infinity, many times faster than asking each value.
-        # It may overflow without one, so the values decide.
-        if not values.sum(dtype=torch.float32).isfinite():
-            count = int((~values.isfinite()).sum())
-            if count:
-                found[name] = count
+        if parameter.is_meta:
+            with _present(module, name) as values:
+                count = _nonfinite(values.detach())
+        else:
+            count = _nonfinite(parameter.detach())
+        if count:
+            found[name] = count
     return found
 
 
@@ -92,6 +102,32 @@ def layers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         key = f"layer {number[1]}" if number else name.rpartition(".")[0] or name
         groups[key] = (*groups.get(key, ()), name)
     return groups
+
+
+def _nonfinite(values: Tensor) -> int:
+    if values.itemsize == 1:
+        values = values.float()
+    # One sum shows any NaN or infinity, many times faster than asking each value.
+    # It may overflow without one, so the values decide.
+    if values.sum(dtype=torch.float32).isfinite():
+        return 0
+    return int((~values.isfinite()).sum())
+
+
+@contextmanager
+def _present(module: nn.Module, name: str) -> Iterator[Tensor]:
+    """A tensor that accelerate keeps elsewhere, brought here for a `with` block."""
+    from accelerate.utils import align_module_device, has_offloaded_params
+
+    owner, _, own = name.rpartition(".")
+    home = module.get_submodule(owner)
+    if not has_offloaded_params(home):
+        raise UnsupportedModelError(
+            f"the weights of the model are needed; {name} holds no values (device "
+            "meta). Load the model with its weights."
+        )
+    with align_module_device(home, torch.device("cpu")):
+        yield getattr(home, own)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -1,7 +1,8 @@
 """How each statistic grows tile by tile, and how two parts of it merge.
 
 An accumulator belongs to one sample and a range of heads. It sees every tile of its
-rows once, in any order; accumulators over different rows merge into one.
+rows once, a row's in the order of their keys; accumulators over different rows merge
+into one.
 """
 
 from abc import abstractmethod
@@ -138,6 +139,23 @@ class Received(Sum):
         return {"received": self.total / counts}
 
 
+class ReceivedLate(Sum):
+    """Column sums of the last queries over the number of those that see the key."""
+
+    def update(self, tile: Tile) -> None:
+        """Add the columns of the queries that are among the last."""
+        first = tile.mask.query_length - self.statistic.parameters["last"]
+        early = max(first - tile.q0, 0)
+        if early < tile.n_queries:
+            self.total[:, tile.columns] += tile.weights[:, early:].sum(1)
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """Divide by those queries; NaN where none of them sees the key."""
+        late = d.late(rows.mask, self.statistic.parameters["last"])
+        counts = late.queries_per_key()[0].to(self.total.device)
+        return {"received_late": self.total / counts}
+
+
 class FutureInfluence(Sum):
     """Column sums over a range of distances."""
 
@@ -216,6 +234,84 @@ def _row_maximum(weights: Tensor) -> tuple[Tensor, Tensor]:
     return weights.gather(-1, key[..., None])[..., 0], key
 
 
+class TopKeys(Accumulator):
+    """The k largest weights of each row and their keys; -1 where none is held."""
+
+    def __init__(self, statistic: d.Statistic, like: Tensor, n_keys: int) -> None:
+        """Start empty; `like` is `[head, query]`."""
+        super().__init__(statistic, like)
+        self.k = statistic.parameters["k"]
+        shape = (*like.shape, self.k)
+        self.mass = like.new_full(shape, -1.0)
+        self.key = torch.full(shape, -1, device=like.device)
+
+    def update(self, tile: Tile) -> None:
+        """Keep the largest."""
+        self._keep(tile.rows, tile.k0, tile.weights)
+
+    def merge(self, other: Accumulator) -> None:
+        """Take in the other's rows, which are empty here."""
+        assert isinstance(other, TopKeys)
+        torch.maximum(self.mass, other.mass, out=self.mass)
+        torch.maximum(self.key, other.key, out=self.key)
+
+    def finish(self, rows: Rows) -> dict[str, Tensor]:
+        """NaN and -1 beyond the keys seen; a weight of 0 alone does not tell them."""
+        self.mass.masked_fill_(self.mass == 0, -1.0)
+        short = (self.mass[..., -1] < 0).any(0)
+        for block in {query // FILLED for query in short.nonzero().flatten().tolist()}:
+            self._fill(rows, block * FILLED, min((block + 1) * FILLED, len(short)))
+        missing = self.mass < 0
+        mass = self.mass.masked_fill(missing, torch.nan)
+        return {"top_mass": mass, "top_key": self.key.masked_fill(missing, -1)}
+
+    def _fill(self, rows: Rows, q0: int, q1: int) -> None:
+        """Take in the visible keys of no weight: those with one are held already."""
+        k0, k1 = rows.mask.span(q0, q1)
+        mass, key = self.mass[:, q0:q1], self.key[:, q0:q1] - k0
+        left = mass.new_zeros(len(mass), q1 - q0, k1 - k0 + 1)  # the last is no key
+        visible = rows.mask.tile(q0, q1, k0, k1)
+        if visible is not None:
+            left[..., :-1].masked_fill_(~visible[0].to(left.device), -1.0)
+        held = (mass > 0) & (key >= 0) & (key < k1 - k0)
+        left.scatter_(-1, key.where(held, k1 - k0), -1.0)
+        self._keep(slice(q0, q1), k0, left[..., :-1])
+
+    def _keep(self, rows: slice, k0: int, weights: Tensor) -> None:
+        """Merge with the largest of a tile, whose keys come after those held."""
+        mass, key = _row_largest(weights, self.k)
+        mass = torch.cat([self.mass[:, rows], mass], -1)
+        key = torch.cat([self.key[:, rows], key + k0], -1)
+        mass, order = mass.sort(dim=-1, descending=True, stable=True)
+        self.mass[:, rows] = mass[..., : self.k]
+        self.key[:, rows] = key.gather(-1, order[..., : self.k])
+
+
+FILLED = 16
+"""Rows whose keys of no weight are looked for at a time."""
+
+
+def _row_largest(weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, or all, in the order of the keys; first ones on ties.
+
+    One more than k is taken to see where a tie, of which `topk` promises nothing,
+    crosses the border.
+    """
+    n_keys = weights.shape[-1]
+    n = min(k, n_keys)
+    mass, key = weights.topk(min(k + 1, n_keys))
+    least, beyond, key = mass[..., n - 1 : n], mass[..., n:], key[..., :n]
+    crowded = (beyond == least).any(-1)
+    if crowded.any():
+        few, least = weights[crowded], least[crowded]
+        above, tied = few > least, few == least
+        room = n - above.sum(-1, keepdim=True)
+        chosen = above | (tied & (tied.cumsum(-1) <= room))
+        key[crowded] = chosen.nonzero()[:, 1].view(-1, n)
+    key = key.sort(-1).values
+    return weights.gather(-1, key), key
+
+
 class BlockMap(Accumulator):
     """Sum and maximum of each block."""
 
@@ -276,7 +372,7 @@ class Pattern(Accumulator):
         return {"pattern": self.weights.masked_fill(~rows.seen[..., None], torch.nan)}
 
 
-KINDS: dict[type[d.Statistic], type[Sum | MaxMass | BlockMap | Pattern]] = {
+KINDS: dict[type[d.Statistic], type[Sum | MaxMass | TopKeys | BlockMap | Pattern]] = {
     d.Entropy: Entropy,
     d.Distance: Distance,
     d.ClippedDistance: ClippedDistance,
@@ -284,7 +380,9 @@ KINDS: dict[type[d.Statistic], type[Sum | MaxMass | BlockMap | Pattern]] = {
     d.FirstMass: FirstKeys,
     d.LocalMass: LocalMass,
     d.MaxMass: MaxMass,
+    d.TopKeys: TopKeys,
     d.Received: Received,
+    d.ReceivedLate: ReceivedLate,
     d.ReceivedMax: ReceivedMax,
     d.FutureInfluence: FutureInfluence,
     d.BlockMap: BlockMap,

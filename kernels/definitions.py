@@ -5,6 +5,7 @@ without the query x key map; both read these definitions. Throughout, `p` is the
 attention weight, `pos` the absolute position, and a row is one query's weights.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -17,6 +18,10 @@ from interp.kernels.masks import MaskRule
 
 QUERY = ("layer", "head", "query")
 KEY = ("layer", "head", "key")
+RANK = (*QUERY, "rank")
+
+MOST_RANKS = 64
+"""Keys of a row that `TopKeys` names, at most."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Array:
     unit: str
     long_name: str
     integer: bool = False
-    """True where values are indices; -1 then stands for "no value"."""
+    """True where values are indices, a statistic's of keys; -1 means "no value"."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,12 @@ class Statistic:
         """The statistic for some queries and keys of one sample."""
         return self
 
-    def _at_least(self, field: str, least: int) -> None:
+    def _at_least(self, field: str, least: int, most: float = math.inf) -> None:
         value = getattr(self, field)
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or not least <= value <= most:
+            limit = "" if most == math.inf else f" and at most {most}"
             raise ShapeError(
-                f"{type(self).__name__} needs {field} of at least {least}; "
+                f"{type(self).__name__} needs {field} of at least {least}{limit}; "
                 f"got {value!r}. Pass a whole number of tokens."
             )
 
@@ -153,12 +159,45 @@ class MaxMass(Statistic):
 
 
 @dataclass(frozen=True)
+class TopKeys(Statistic):
+    """The k largest p of the row, descending, and their keys (the first, on ties).
+
+    There are k ranks always; those beyond the keys that the row sees are NaN and -1.
+    """
+
+    k: int = 8
+    arrays = (
+        Array("top_mass", RANK, "fraction", "largest weights of the row"),
+        Array("top_key", RANK, "index", "keys of the largest weights", integer=True),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse no keys, and more than are worth naming."""
+        self._at_least("k", 1, MOST_RANKS)
+
+
+@dataclass(frozen=True)
 class Received(Statistic):
     """sum_query p / number of queries that can see the key."""
 
     arrays = (Array("received", KEY, "fraction", "mean attention received"),)
     source = "arXiv:2306.14048 accumulates the sum; divided by the queries as in "
     source += "arXiv:2410.10781"
+
+
+@dataclass(frozen=True)
+class ReceivedLate(Statistic):
+    """sum p / number of queries that can see the key, over the last queries only."""
+
+    last: int = 32
+    arrays = (
+        Array("received_late", KEY, "fraction", "mean attention of the last queries"),
+    )
+    source = "arXiv:2404.14469 sums over its observation window; divided by the queries"
+
+    def __post_init__(self) -> None:
+        """Refuse fewer than one query."""
+        self._at_least("last", 1)
 
 
 @dataclass(frozen=True)
@@ -182,6 +221,17 @@ class FutureInfluence(Statistic):
         """Refuse an empty horizon."""
         self._at_least("near", 0)
         self._at_least("far", self.near)
+
+
+@dataclass(frozen=True)
+class Norms(Statistic):
+    """|k| and |v|: of the vectors that a head attends with, grouped ones repeated."""
+
+    arrays = (
+        Array("key_norm", KEY, "activation", "L2 norm of the key"),
+        Array("value_norm", KEY, "activation", "L2 norm of the value"),
+    )
+    source = "arXiv:2410.10781"
 
 
 @dataclass(frozen=True)
@@ -228,8 +278,9 @@ class Edges(Statistic):
         resolved = []
         for label, rows in self.targets:
             if isinstance(rows, int):
-                index = torch.arange(mask.query_length) + mask.query_offset - rows
-                index[index < mask.start] = -1
+                place = torch.arange(mask.query_length, device=device)
+                index = place + (mask.query_offset - rows)
+                index = index.masked_fill(index < mask.start, -1)
                 rows = (index - mask.key_offset).clamp(min=-1)[:, None]
             rows = torch.as_tensor(rows, device=device)
             rows = rows[None] if rows.dim() == 2 else rows
@@ -290,7 +341,7 @@ ROWS = (
     LocalMass(),
     MaxMass(),
 )
-"""Every row statistic, with default parameters."""
+"""Every row statistic of one number a row, with default parameters."""
 
 COLUMNS = (Received(), ReceivedMax(), FutureInfluence())
 """Every column statistic, with default parameters."""
@@ -299,6 +350,9 @@ STATISTICS: dict[str, type[Statistic]] = {
     array.name: kind
     for kind in (
         *(type(statistic) for statistic in (*ROWS, *COLUMNS)),
+        TopKeys,
+        ReceivedLate,
+        Norms,
         Edges,
         BlockMap,
         Pattern,
@@ -306,6 +360,13 @@ STATISTICS: dict[str, type[Statistic]] = {
     for array in kind.arrays
 }
 """Each array's name and the statistic that fills it."""
+
+
+def late(mask: MaskRule, last: int) -> MaskRule:
+    """The rule of one sample's last queries; one object for each number of them."""
+    n_queries = mask.query_length
+    first = max(n_queries - last, 0)
+    return mask.kept(("late", last), lambda: mask.rows(first, n_queries))
 
 
 def merged(statistics: Iterable[Statistic]) -> tuple[Statistic, ...]:

@@ -4,9 +4,16 @@ A rule that the kernel cannot express goes through it in blocks of rows, each wi
 mask tile of its own, so that memory stays linear in the number of tokens.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.backends.cuda import (
+    SDPAParams,
+    can_use_cudnn_attention,
+    can_use_flash_attention,
+)
 
 from interp.kernels.rules import AttentionCall
 
@@ -50,9 +57,36 @@ def _empty(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 def _attend(call: AttentionCall) -> tuple[Tensor, Tensor]:
     mask, bias = call.mask, call.score.position_bias
+    width = call.value.shape[3]
+    call = _of_one_width(call)
     if bias is None and (mask.is_square_causal or mask.is_full):
         causal = mask.is_square_causal and mask.query_length > 1
-        return _kernel(call.query, call.key, call.value, call.score.scale, causal, None)
+        output, lse = _kernel(
+            call.query, call.key, call.value, call.score.scale, causal
+        )
+    elif _is_flash_band(call):
+        output, lse = _flash_band(call)
+    else:
+        output, lse = _row_blocks(call)
+    return output[..., :width], lse
+
+
+def _of_one_width(call: AttentionCall) -> AttentionCall:
+    """The call padded to one head width for query, key and value, a multiple of 8."""
+    width = -(-max(call.query.shape[3], call.value.shape[3]) // 8) * 8
+    padded = (
+        tensor
+        if tensor.shape[3] == width
+        else torch.nn.functional.pad(tensor, (0, width - tensor.shape[3]))
+        for tensor in (call.query, call.key, call.value)
+    )
+    query, key, value = padded
+    return replace(call, query=query, key=key, value=value)
+
+
+def _row_blocks(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Any rule, by its mask tiles."""
+    mask, bias = call.mask, call.score.position_bias
     output, lse = _empty(call)
     for q0 in range(0, mask.query_length, ROWS):
         q1 = min(q0 + ROWS, mask.query_length)
@@ -68,8 +102,8 @@ def _attend(call: AttentionCall) -> tuple[Tensor, Tensor]:
         tile = None if bias is None else bias[..., q0:q1, k0:k1].to(query)
         if visible is not None:
             visible = visible.to(query.device)
-            tile = torch.zeros((), device=query.device) if tile is None else tile
-            tile = tile.to(query.dtype).masked_fill(~visible, -torch.inf)
+            tile = query.new_zeros(()) if tile is None else tile
+            tile = tile.masked_fill(~visible, -torch.inf)
         rows = slice(q0, q1)
         scale = call.score.scale
         output[:, :, rows], lse[:, :, rows] = _kernel(
@@ -88,35 +122,20 @@ def _kernel(
     value: Tensor,
     scale: float,
     causal: bool,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One call of the device's kernel; the value's width is padded to the query's."""
-    width = value.shape[3]
-    if width < query.shape[3]:
-        value = torch.nn.functional.pad(value, (0, query.shape[3] - width))
-    elif width > query.shape[3]:
-        query, key = (
-            torch.nn.functional.pad(t, (0, width - t.shape[3])) for t in (query, key)
-        )
-    if bias is not None:
-        bias = bias.expand(query.shape[0], query.shape[1], -1, -1)
+    """One call of the device's kernel; all heads are of one width."""
     if query.device.type == "cuda":
-        output, lse = _cuda(query, key, value, scale, causal, bias)
-    else:
-        # In half precision the lse of this kernel is good to 14 bits only.
-        dtype = query.dtype
-        query, key, value = query.float(), key.float(), value.float()
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query,
-            key,
-            value,
-            0.0,
-            causal,
-            attn_mask=None if bias is None else bias.float(),
-            scale=scale,
-        )
-        output = output.to(dtype)
-    return output[..., :width], lse.float()
+        return _cuda(query, key, value, scale, causal, bias)
+    # In half precision the lse of this kernel is good to 14 bits only.
+    dtype = query.dtype
+    query, key, value = query.float(), key.float(), value.float()
+    if bias is not None:
+        bias = bias.float().expand(*query.shape[:2], -1, -1)
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+    )
+    return output.to(dtype), lse
 
 
 def _cuda(
@@ -127,20 +146,70 @@ def _cuda(
     causal: bool,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    n_query = query.shape[2]
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if half and bias is None and n_query > 1 and query.shape[3] in (64, 96, 128):
-        done = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            query, key, value, None, True, 0.0, causal, False, scale=scale
-        )
-        return done[0], done[1].reshape(query.shape[:3])
-    group = query.shape[1] // key.shape[1]
+    """CuDNN where torch says it runs, else flash; efficient for float32 or a bias.
+
+    A single query goes to flash, which splits the keys.
+    """
+    shape = query.shape[:3]
+    if bias is None:
+        asked = SDPAParams(query, key, value, None, 0.0, causal, True)
+        if shape[2] > 1 and can_use_cudnn_attention(asked):
+            output, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                query, key, value, None, True, 0.0, causal, scale=scale
+            )
+            return output, lse.reshape(shape)
+        if can_use_flash_attention(asked):
+            output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, 0.0, causal, scale=scale
+            )
+            return output, lse
+    group = shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
     if bias is not None:
-        pad = -bias.shape[-1] % 16  # the kernel reads rows of the bias in aligned steps
-        room = torch.nn.functional.pad(bias.contiguous(), (0, pad))
-        bias = room[..., : bias.shape[-1]]
-    done = torch.ops.aten._scaled_dot_product_efficient_attention(
+        n_key = bias.shape[-1]
+        # The kernel reads rows of the bias in aligned steps.
+        room = torch.nn.functional.pad(bias, (0, -n_key % 16))
+        bias = room[..., :n_key].expand(*shape[:2], -1, -1)
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, bias, True, 0.0, causal, scale=scale
     )
-    return done[0], done[1][..., :n_query]
+    return output, lse[..., : shape[2]]
+
+
+def _is_flash_band(call: AttentionCall) -> bool:
+    """True for what flash calls a window: a band whose last query is the last key."""
+    mask = call.mask
+    ends = mask.query_offset + mask.query_length, mask.key_offset + mask.key_length
+    is_known = (
+        call.query.device.type == "cuda"
+        and call.score.position_bias is None
+        and mask.is_band
+        and ends[0] == ends[1]
+        and not mask.may_be_blind(0, mask.query_length)
+    )
+    if not is_known:
+        return False
+    asked = SDPAParams(call.query, call.key, call.value, None, 0.0, False, True)
+    return can_use_flash_attention(asked)
+
+
+def _flash_band(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """One call for a sliding window, or for queries after a cache: no mask is made."""
+    mask = call.mask
+    query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
+    output, lse, *_ = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        None,
+        None,
+        mask.query_length,
+        mask.key_length,
+        0.0,
+        False,
+        False,
+        scale=call.score.scale,
+        window_size_left=-1 if mask.behind is None else mask.behind,
+        window_size_right=-1 if mask.ahead is None else mask.ahead,
+    )
+    return output.transpose(1, 2), lse

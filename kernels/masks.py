@@ -7,10 +7,13 @@ absolute: `query_offset + query index`, `key_offset + key index`.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+Kept = TypeVar("Kept")
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Of broadcastable batch, head, query-position and key-position indices, to bool."""
@@ -38,6 +41,8 @@ class MaskRule:
         query_offset: Absolute position of the first query.
         key_offset: Absolute position of the first key, above 0 in a sliding cache.
         start: Absolute position at which the sequence starts (after left padding).
+        starts: `[batch]`, the same for each sample, where the padding has left a
+            sliding cache and cannot be seen in `key_padding`.
         key_padding: `[batch, key]`, True for real keys; None when all are.
         query_padding: `[batch, query]`, True for real queries; None when all are.
         function: What the band cannot say (chunks, packed documents, prefixes).
@@ -53,13 +58,14 @@ class MaskRule:
     query_offset: int = 0
     key_offset: int = 0
     start: int = 0
+    starts: Int[Tensor, " batch"] | None = None
     key_padding: Bool[Tensor, "batch key"] | None = None
     query_padding: Bool[Tensor, "batch query"] | None = None
     function: MaskFunction | None = None
     n_batch: int = 1
     dense: Bool[Tensor, "#batch #head query key"] | None = None
     device: torch.device | str | None = None
-    _counts: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def causal(cls, length: int, window: int | None = None) -> "MaskRule":
@@ -76,6 +82,18 @@ class MaskRule:
         """Every query sees every key, as in encoders and cross-attention."""
         return cls(query_length, key_length, ahead=None)
 
+    def kept(self, asked: tuple, make: Callable[[], Kept]) -> Kept:
+        """What was asked of this rule before, else made now: layers share a rule."""
+        if asked not in self._kept:
+            self._kept[asked] = make()
+        return self._kept[asked]
+
+    def on(self, device: torch.device) -> "MaskRule":
+        """The same rule, with tiles and counts made on a device."""
+        if self.device is not None and torch.device(self.device) == device:
+            return self
+        return self.kept(("on", device), lambda: replace(self, device=device))
+
     @property
     def is_band(self) -> bool:
         """True when distances alone decide: no padding, no function, no tensor."""
@@ -85,9 +103,8 @@ class MaskRule:
     @property
     def is_full(self) -> bool:
         """True when every pair is visible."""
-        return self.is_band and self.tile(0, self.query_length, 0, self.key_length) is (
-            None
-        )
+        everything = 0, self.query_length, 0, self.key_length
+        return self.is_band and not self.uncertain(*everything)
 
     @property
     def is_square_causal(self) -> bool:
@@ -222,7 +239,11 @@ class MaskRule:
         return visible.expand(-1, -1, q1 - q0, k1 - k0)
 
     def narrow(self, sample: int, queries: slice, keys: slice) -> "MaskRule":
-        """The rule of some queries and keys of one sample."""
+        """The rule of some queries and keys of one sample; one object for each."""
+        asked = "narrow", sample, queries.start, queries.stop, keys.start, keys.stop
+        return self.kept(asked, lambda: self._narrow(sample, queries, keys))
+
+    def _narrow(self, sample: int, queries: slice, keys: slice) -> "MaskRule":
         function = self.function
         if function is not None:
             function = _of_sample(function, sample)
@@ -232,13 +253,17 @@ class MaskRule:
             dense = dense[row, :, queries, keys]
         left_padded = self.key_padding is not None and keys.start > 0
         first = self.key_offset + keys.start
+        start = max(self.start, first) if left_padded else self.start
+        if self.starts is not None:
+            start = max(start, int(self.starts[sample]))
         return replace(
             self,
             query_length=queries.stop - queries.start,
             key_length=keys.stop - keys.start,
             query_offset=self.query_offset + queries.start,
             key_offset=first,
-            start=max(self.start, first) if left_padded else self.start,
+            start=start,
+            starts=None,
             key_padding=_holes(self.key_padding, sample, keys),
             query_padding=_holes(self.query_padding, sample, queries),
             function=function,
@@ -272,14 +297,12 @@ class MaskRule:
             nearest: Count only pairs with pos_query - pos_key of at least this.
             farthest: ... and of at most this.
         """
-        asked = "key", nearest, farthest
-        if asked not in self._counts:
-            count = self._count_band if self.is_band else self._count_tiles
-            self._counts[asked] = count(nearest, farthest)
-        return self._counts[asked]
+        count = self._count_band if self.is_band else self._count_tiles
+        asked = "queries", nearest, farthest
+        return self.kept(asked, lambda: count(nearest, farthest))
 
     def _count_band(self, nearest: int | None, farthest: int | None) -> Tensor:
-        key = torch.arange(self.key_length) + self.key_offset
+        key = torch.arange(self.key_length, device=self.device) + self.key_offset
         lows = [n for n in (nearest, _negative(self.ahead)) if n is not None]
         highs = [n for n in (farthest, self.behind) if n is not None]
         first = torch.full_like(key, self.query_offset)
@@ -315,15 +338,16 @@ class MaskRule:
         Args:
             size: Queries and keys of a block.
         """
-        if ("block", size) not in self._counts:
-            blocks = []
-            for q0 in range(0, self.query_length, size):
-                rows = self.rows(q0, min(q0 + size, self.query_length))
-                counts = rows.queries_per_key()
-                padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
-                blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
-            self._counts["block", size] = torch.stack(blocks, -2)
-        return self._counts["block", size]
+        return self.kept(("pairs", size), lambda: self._count_pairs(size))
+
+    def _count_pairs(self, size: int) -> Tensor:
+        blocks = []
+        for q0 in range(0, self.query_length, size):
+            rows = self.rows(q0, min(q0 + size, self.query_length))
+            counts = rows.queries_per_key()
+            padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
+            blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
+        return torch.stack(blocks, -2)
 
 
 def _band(

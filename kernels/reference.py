@@ -55,24 +55,34 @@ def attention(call: AttentionCall) -> Float[Tensor, "batch head query d_value"]:
 
 
 def statistics(
-    call: AttentionCall, wanted: tuple[d.Statistic, ...]
+    call: AttentionCall,
+    wanted: tuple[d.Statistic, ...],
+    maps: Weights | None = None,
 ) -> dict[str, Tensor]:
     """The wanted statistics' arrays, computed densely.
+
+    Args:
+        call: Its rules say which pairs exist, and where they stand.
+        wanted: What to compute.
+        maps: Weights of that call that somebody else has computed; those of `call`
+            if None.
 
     Returns:
         Arrays `[batch, head, ...]` by name. Rows without any visible key and keys
         without any query are NaN.
     """
-    dense = _Dense(call)
+    dense = _Dense(call, maps)
     return {name: a for s in wanted for name, a in _define(s, dense).items()}
 
 
 class _Dense:
     """The map and what the definitions share."""
 
-    def __init__(self, call: AttentionCall) -> None:
+    def __init__(self, call: AttentionCall, maps: Tensor | None) -> None:
         self.call = call
         self.p, self.lse = weights(call)
+        if maps is not None:
+            self.p = maps
         self.visible = visible(call)
         n_query, n_key = self.p.shape[2:]
         self.distance = call.mask.distance(0, n_query, 0, n_key, self.p.device)
@@ -146,8 +156,28 @@ def _(_s: d.MaxMass, m: _Dense) -> dict[str, Tensor]:
 
 
 @_define.register
+def _(s: d.TopKeys, m: _Dense) -> dict[str, Tensor]:
+    ordered = m.p.masked_fill(~m.visible, -1.0).sort(
+        dim=-1, descending=True, stable=True
+    )
+    pad = (0, max(s.k - m.p.shape[-1], 0))
+    mass, key = (
+        torch.nn.functional.pad(values[..., : s.k], pad, value=-1) for values in ordered
+    )
+    missing = mass < 0
+    mass, key = mass.masked_fill(missing, torch.nan), key.masked_fill(missing, -1)
+    return {"top_mass": mass, "top_key": key}
+
+
+@_define.register
 def _(_s: d.Received, m: _Dense) -> dict[str, Tensor]:
     return {"received": m.p.sum(-2) / m.visible.sum(-2)}
+
+
+@_define.register
+def _(s: d.ReceivedLate, m: _Dense) -> dict[str, Tensor]:
+    p, seen = m.p[..., -s.last :, :], m.visible[..., -s.last :, :]
+    return {"received_late": p.sum(-2) / seen.sum(-2)}
 
 
 @_define.register
@@ -160,6 +190,15 @@ def _(s: d.FutureInfluence, m: _Dense) -> dict[str, Tensor]:
     near = (m.distance >= s.near) & (m.distance <= s.far)
     counted = m.visible & near
     return {"fai": m.columns((m.p * counted).sum(-2) / counted.sum(-2), counted)}
+
+
+@_define.register
+def _(_s: d.Norms, m: _Dense) -> dict[str, Tensor]:
+    found = {"key_norm": m.call.key, "value_norm": m.call.value}
+    for name, vectors in found.items():
+        norm = vectors.to(m.call.dtype).norm(dim=-1)
+        found[name] = m.columns(norm.repeat_interleave(m.call.group_size, 1))
+    return found
 
 
 @_define.register

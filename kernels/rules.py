@@ -119,21 +119,23 @@ class AttentionCall:
 
     def samples(self) -> list[tuple[int, slice, slice]]:
         """Each sample with its queries and keys, padding at either end cut off."""
-        queries, keys = (
-            [slice(0, length)] * self.n_batch if real is None else _spans(real)
-            for real, length in (
-                (self.mask.query_padding, self.mask.query_length),
-                (self.mask.key_padding, self.mask.key_length),
-            )
+        mask = self.mask
+        # Kept: to find spans is to wait for the device.
+        spans = mask.kept(
+            ("spans",), lambda: (_spans(mask.query_padding), _spans(mask.key_padding))
         )
+        queries = spans[0] or [slice(0, mask.query_length)] * self.n_batch
+        keys = spans[1] or [slice(0, mask.key_length)] * self.n_batch
         return list(zip(range(self.n_batch), queries, keys, strict=True))
 
 
-def _spans(real: Bool[Tensor, "batch token"]) -> list[slice]:
-    """From the first to the last real token of each sample.
+def _spans(real: Bool[Tensor, "batch token"] | None) -> list[slice] | None:
+    """From the first to the last real token of each sample; None when all are.
 
     Where none is real it is one token, that nothing sees: no axis is ever empty.
     """
+    if real is None:
+        return None
     spans = []
     for row in real.cpu():
         at = row.nonzero().flatten()

@@ -24,12 +24,14 @@ def scatter(
         parts: Arrays `[1, head, ...]` of each sample, padding cut off.
     """
     samples = call.samples()
+    if samples == [(0, slice(0, call.query.shape[2]), slice(0, call.key.shape[2]))]:
+        return {a.name: parts[0][a.name] for s in wanted for a in s.arrays}
     arrays: dict[str, Tensor] = {}
     for spec in (array for statistic in wanted for array in statistic.arrays):
         whole: Tensor | None = None
         for (sample, queries, keys), part in zip(samples, parts, strict=True):
             own = part[spec.name][0]
-            if spec.name == "max_key":
+            if spec.integer:
                 own = torch.where(own >= 0, own + keys.start, own)
             places = [slice(None)]
             shape = [own.shape[0]]

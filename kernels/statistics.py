@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.kernels import availability, reference, tiled, weighted
 from interp.kernels import definitions as d
-from interp.kernels import reference, tiled, weighted
-from interp.kernels.errors import KernelUnavailableError, ShapeError
+from interp.kernels.errors import ShapeError
 from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
 
@@ -30,13 +30,22 @@ def _tiled(
     return tiled.statistics(call, wanted, lse)
 
 
+def _triton(
+    call: AttentionCall, wanted: Sequence[d.Statistic], lse: Tensor | None
+) -> dict[str, Tensor]:
+    from interp.kernels import triton_statistics  # not every machine has Triton
+
+    return triton_statistics.statistics(call, wanted, lse)
+
+
 def _weighted(
     call: AttentionCall, wanted: Sequence[d.Statistic], lse: Tensor | None
 ) -> dict[str, Tensor]:
-    return weighted.attend(call, None, wanted)[2]
+    return weighted.attend(call, wanted)[2]
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "triton": _triton,
     "tiled": _tiled,
     "weighted": _weighted,
     "reference": _reference,
@@ -48,15 +57,13 @@ def choose(impl: str, call: AttentionCall) -> str:
     """The implementation that `impl` stands for: "auto" takes the fastest.
 
     Raises:
-        KernelUnavailableError: There is none of that name.
+        KernelUnavailableError: There is none of that name, or it cannot run here.
     """
     if impl == "auto":
+        if availability.suits_triton(call):
+            return "triton"
         return "weighted" if weighted.is_fastest(call) else "tiled"
-    if impl not in IMPLEMENTATIONS:
-        raise KernelUnavailableError(
-            f"No implementation is called {impl!r}. Choose one of "
-            f"{', '.join(['auto', *IMPLEMENTATIONS])}."
-        )
+    availability.require(impl, IMPLEMENTATIONS, call, instead="tiled")
     return impl
 
 
@@ -74,8 +81,8 @@ def compute(
         statistics: What to compute; together they take one pass.
         lse: Row log-sum-exp in nats without a learned sink, as the fused kernels
             return it; computed in a pass of its own when None.
-        impl: "tiled" (any device, given lse), "weighted" (makes the output as well),
-            "reference" (dense), or "auto".
+        impl: "triton" (GPUs), "tiled" (any device, given lse), "weighted" (makes the
+            output as well), "reference" (dense), or "auto".
 
     Returns:
         Arrays `[batch, head, ...]` by name, in the units of their definitions. Rows
@@ -84,11 +91,14 @@ def compute(
     Raises:
         ShapeError: lse does not fit; a statistic compares positions that have
             nothing to do with each other.
-        KernelUnavailableError: `impl` names nothing.
+        KernelUnavailableError: `impl` names nothing, or what cannot run here; the
+            device has no memory left for it.
     """
     wanted = d.merged(statistics)
     _check(call, wanted, lse)
-    chosen = "tiled" if impl == "auto" and lse is not None else choose(impl, call)
+    chosen = choose(impl, call)
+    if impl == "auto" and chosen == "weighted" and lse is not None:
+        chosen = "tiled"  # the other would make the norm that is at hand
     work = IMPLEMENTATIONS[chosen]
     parts = []
     with torch.no_grad():

@@ -110,6 +110,8 @@ def statistics(
             edges = edge_weights(call, statistic, norm)
             blind = (lse == -torch.inf)[..., None]
             arrays["edges"] = edges.masked_fill(blind, torch.nan)[None]
+        elif isinstance(statistic, d.Norms):
+            arrays |= norms(call)
     return arrays
 
 
@@ -143,6 +145,21 @@ def accumulators(
     kinds = [s for s in wanted if type(s) in KINDS]
     kinds.sort(key=lambda s: not isinstance(s, d.Entropy))
     return [KINDS[type(s)](s, like, n_keys) for s in kinds]
+
+
+def norms(call: AttentionCall) -> dict[str, Float[Tensor, "one head key"]]:
+    """Norms of keys and values; NaN where no query sees the key.
+
+    Args:
+        call: Of one sample.
+    """
+    unseen = call.mask.queries_per_key()[0].to(call.key.device) == 0
+    found = {"key_norm": call.key, "value_norm": call.value}
+    for name, vectors in found.items():
+        norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=call.dtype)
+        norm = norm.repeat_interleave(call.group_size, dim=1)
+        found[name] = norm.masked_fill(unseen, torch.nan)
+    return found
 
 
 def edge_weights(

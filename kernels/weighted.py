@@ -6,16 +6,16 @@ statistics, because the weights are made once and serve both. It carries edits, 
 what no fused kernel knows.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.kernels import definitions as d
 from interp.kernels import tiled, workers
 from interp.kernels.accumulators import KINDS, Accumulator
+from interp.kernels.edits import Block, Edit
 from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
 from interp.kernels.tiles import Rows, Tile
@@ -36,29 +36,6 @@ FEWEST_ROWS = 16
 """Rows of a block below which two passes with fewer keys at a time are faster."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some queries of some heads and the keys they may see, as an edit gets them.
-
-    Attributes:
-        sample: Index in the batch.
-        heads: Which query heads.
-        query: Absolute positions of the queries.
-        key: Absolute positions of the keys.
-        visible: Which pairs exist.
-    """
-
-    sample: int
-    heads: slice
-    query: Int[Tensor, " query"]
-    key: Int[Tensor, " key"]
-    visible: Bool[Tensor, "1 #head query key"]
-
-
-Edit = Callable[[Float[Tensor, "1 head query key"], Block], Tensor]
-"""Of the weights `[1, head, query, key]` and their block, to edited weights."""
-
-
 def is_fastest(call: AttentionCall) -> bool:
     """True where one pass over row blocks beats a fused kernel and a second pass."""
     rows = ELEMENTS["cpu"] // (call.group_size * max(call.mask.key_length, 1))
@@ -67,24 +44,24 @@ def is_fastest(call: AttentionCall) -> bool:
 
 def attend(
     call: AttentionCall,
-    edit: Edit | None = None,
     wanted: Sequence[d.Statistic] = (),
+    edits: Sequence[Edit] = (),
 ) -> tuple[
     Float[Tensor, "batch head query d_value"],
     Float[Tensor, "batch head query"],
     dict[str, Tensor],
 ]:
-    """Output, log-sum-exp and statistics, of edited weights if there is an edit.
+    """Output, log-sum-exp and statistics, of edited weights if there are edits.
 
     Args:
         call: The attention call; padding may be anywhere.
-        edit: Applied to each block of weights; None leaves them.
-        wanted: Statistics of the weights. `lse` stays that of the scores.
+        wanted: Statistics of the weights that the output is made of.
+        edits: Changes of logits and weights, one after the other.
 
     Returns:
         Output in the value's type; log-sum-exp in nats without a learned sink; the
         statistics' arrays `[batch, head, ...]` by name. Rows that see no key give
-        zeros and -inf.
+        zeros and -inf. The log-sum-exp is that of the edited logits.
     """
     shape = call.query.shape[:3]
     output = call.value.new_zeros(*shape, call.value.shape[3], dtype=call.dtype)
@@ -95,7 +72,8 @@ def attend(
             one = call.narrow(sample, queries, keys)
             own = [s.narrow(sample, queries, keys) for s in wanted]
             room = output[sample, :, queries], lse[sample, :, queries]
-            parts.append(_Sample(one, sample, edit, own, *room).run())
+            changes = [edit.narrow(sample, queries, keys) for edit in edits]
+            parts.append(_Sample(one, sample, changes, own, *room).run())
     return output.to(call.value.dtype), lse, scatter(call, wanted, parts)
 
 
@@ -106,12 +84,13 @@ class _Sample:
         self,
         call: AttentionCall,
         sample: int,
-        edit: Edit | None,
+        edits: Sequence[Edit],
         wanted: Sequence[d.Statistic],
         output: Float[Tensor, "head query d_value"],
         lse: Float[Tensor, "head query"],
     ) -> None:
-        self.call, self.sample, self.edit, self.wanted = call, sample, edit, wanted
+        self.call, self.sample = call, sample
+        self.edits, self.wanted = edits, wanted
         self.output, self.lse = output, lse
         self.kinds = [s for s in wanted if type(s) in KINDS]
         self.edges = [
@@ -159,6 +138,8 @@ class _Sample:
         arrays = {n: torch.cat([h[n] for h in by_heads])[None] for n in by_heads[0]}
         if any(isinstance(s, d.Edges) for s in self.wanted):
             arrays["edges"] = self._edge_mass()[None]
+        if any(isinstance(s, d.Norms) for s in self.wanted):
+            arrays |= tiled.norms(call)
         return arrays
 
     def _edge_mass(self) -> Float[Tensor, "head query edge"]:
@@ -192,33 +173,28 @@ class _Sample:
             logits, weights = (
                 b[: shape[0] * shape[1] * shape[2]].view(shape) for b in buffers
             )
-            hidden = self._scores(heads, key[k0:k1], (q0, q1, k0, k1), logits)
+            box = q0, q1, k0, k1
+            block = Block(self.sample, heads, box, call.mask, key.device)
+            hidden = self._scores(block, key[k0:k1], logits)
             norm = self._normalize(heads, q0, q1, logits, weights, hidden)
-            if self.edit is not None:
-                weights = self._edited(weights, heads, (q0, q1, k0, k1))
+            for edit in self.edits:
+                edit.change_weights(weights, block)
+            as_scored = all(edit.keeps_softmax for edit in self.edits)
             flat = weights.flatten(0, 1) @ value[k0:k1]
             self.output[heads, q0:q1] = flat.view(shape[0], shape[1], -1)
-            self._gather(heads, (q0, q1, k0, k1), weights)
+            self._gather(heads, box, weights)
             if parts:
-                known = self.edit is None and any(
-                    isinstance(s, d.Entropy) for s in self.kinds
-                )
-                logs = logits.sub_(norm[..., None]) if known else None
-                box = (q0, q1, k0, k1)
+                known = any(isinstance(s, d.Entropy) for s in self.kinds)
+                logs = logits.sub_(norm[..., None]) if known and as_scored else None
                 tile = Tile(call.mask, *box, weights, logs, logits, log_unit=1.0)
                 for part in parts:
                     part.update(tile)
         return parts
 
-    def _scores(
-        self,
-        heads: slice,
-        key: Tensor,
-        box: tuple[int, int, int, int],
-        out: Tensor,
-    ) -> bool:
+    def _scores(self, block: Block, key: Tensor, out: Tensor) -> bool:
         """Writes the logits; True when some row may see nothing."""
         call, score = self.call, self.call.score
+        heads, box = block.heads, block.box
         q0, q1, k0, k1 = box
         query = call.query[0, heads, q0:q1].to(call.dtype) * score.scale
         torch.mm(query.flatten(0, 1), key.T, out=out.view(-1, k1 - k0))
@@ -227,13 +203,18 @@ class _Sample:
         if score.position_bias is not None:
             own = heads if score.position_bias.shape[1] > 1 else slice(None)
             out.add_(score.position_bias[0, own, q0:q1, k0:k1])
+        for edit in self.edits:
+            edit.change_logits(out, block)
+        hides = any(edit.hides for edit in self.edits)
+        if hides:
+            out.clamp_(min=_hidden(out.dtype))
         for a, b in call.mask.uncertain(*box):
             visible = call.mask.tile(q0, q1, a, b)
             if visible is not None:
                 own = visible[0] if visible.shape[1] == 1 else visible[0, heads]
                 hidden = ~own.to(out.device)
                 out[..., a - k0 : b - k0].masked_fill_(hidden, _hidden(out.dtype))
-        return call.mask.may_be_blind(q0, q1)
+        return hides or call.mask.may_be_blind(q0, q1)
 
     def _normalize(
         self,
@@ -259,23 +240,6 @@ class _Sample:
         share = torch.sigmoid(lse - sink)
         weights.mul_(share[..., None])
         return torch.logaddexp(lse, sink)
-
-    def _edited(
-        self, weights: Tensor, heads: slice, box: tuple[int, int, int, int]
-    ) -> Tensor:
-        assert self.edit is not None, "called only with an edit"
-        mask, (q0, q1, k0, k1) = self.call.mask, box
-        device = weights.device
-        visible = mask.tile(*box)
-        if visible is None:
-            shape = (1, 1, q1 - q0, k1 - k0)
-            visible = torch.ones(shape, dtype=torch.bool, device=device)
-        elif visible.shape[1] > 1:
-            visible = visible[:, heads]
-        query = torch.arange(q0, q1, device=device) + mask.query_offset
-        key = torch.arange(k0, k1, device=device) + mask.key_offset
-        block = Block(self.sample, heads, query, key, visible.to(device))
-        return self.edit(weights[None], block)[0]
 
     def _gather(
         self, heads: slice, box: tuple[int, int, int, int], weights: Tensor

@@ -18,7 +18,12 @@ Result = TypeVar("Result")
 
 
 @cache
-def _pool(n_workers: int) -> ThreadPoolExecutor:
+def pool(n_workers: int) -> ThreadPoolExecutor:
+    """Workers with one thread each, ready; the caller's own threads stay as they are.
+
+    Args:
+        n_workers: How many.
+    """
     ready = threading.Barrier(n_workers)
 
     def one_thread_each() -> None:
@@ -27,11 +32,11 @@ def _pool(n_workers: int) -> ThreadPoolExecutor:
         ready.wait()
 
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(n_workers, "interp", initializer=one_thread_each)
-    for started in [pool.submit(int) for _ in range(n_workers)]:
+    made = ThreadPoolExecutor(n_workers, "interp", initializer=one_thread_each)
+    for started in [made.submit(int) for _ in range(n_workers)]:
         started.result()
     torch.set_num_threads(before)
-    return pool
+    return made
 
 
 def run(work: Callable[[Job], Result], jobs: Sequence[Job], n: int) -> list[Result]:
@@ -49,4 +54,4 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], n: int) -> list[Resu
 
     if n == 0 or (n == 1 and torch.get_num_threads() == 1):
         return [quiet(job) for job in jobs]
-    return list(_pool(n).map(quiet, jobs))
+    return list(pool(n).map(quiet, jobs))

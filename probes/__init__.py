@@ -1,6 +1,16 @@
-"""Detectors: what each head does, read from a trace."""
+"""Probes: what each head does, read from a trace or found by running the model."""
 
+from interp.probes.detecting import detect
 from interp.probes.detector import Detector, RowDetector
-from interp.probes.registry import DETECTORS, detect, resolve
+from interp.probes.experiment import Experiment
+from interp.probes.registry import DETECTORS, EXPERIMENTS, resolve
 
-__all__ = ["DETECTORS", "Detector", "RowDetector", "detect", "resolve"]
+__all__ = [
+    "DETECTORS",
+    "EXPERIMENTS",
+    "Detector",
+    "Experiment",
+    "RowDetector",
+    "detect",
+    "resolve",
+]

@@ -96,6 +96,13 @@ def residual(trace: xr.DataTree | xr.Dataset, site: str | None = None) -> xr.Dat
     return trace[name].to_dataset().rename(layer="layer_residual")
 
 
+def stream_of(trace: xr.DataTree, site: str) -> str:
+    """Name of the residual stream that an attention site reads and writes."""
+    # An encoder's tokens are not those of the decoder's stream.
+    own = "encoder_residual" if site == "encoder" else "residual"
+    return own if own in trace.children else "residual"
+
+
 def massive_cells(
     trace: xr.DataTree | xr.Dataset, criterion: MassiveActivations | None = None
 ) -> pd.DataFrame:

@@ -12,24 +12,22 @@ import xarray as xr
 
 from interp import tracing
 from interp.capture import Capture, union
-from interp.errors import InputError
-from interp.metrics import BOUNDS
+from interp.errors import InputError, InterpError
 from interp.probes.activations import MassiveActivations
 from interp.probes.detector import HEADS, REPEATED_RANDOM, TEXT, Detector
-from interp.probes.reading import Bootstrap, Reading, read, summarize
+from interp.probes.experiment import Experiment, Progress
+from interp.probes.reading import Bootstrap, Reading, no_interval, read, summarize
 from interp.probes.registry import Chosen, resolve
 from interp.probes.sinks import LearnedSinks, SinkTokens
 from interp.probes.tokens import over_tokens
 from interp.tasks import BLOCK, COPIES, repeated_random_for
+from interp.uncertainty import BOUNDS
 
 if TYPE_CHECKING:
     from interp.models import Model
 
 Texts = str | Sequence[str] | Mapping[str, str]
 """One text, several, or several by name."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the input, its layers done, and its layers in all."""
 
 PROVENANCE = (
     "model",
@@ -67,8 +65,9 @@ def atlas(
     Args:
         model: As `interp.load` returns it.
         texts: One text, several, or several by name.
-        detectors: Names, or detectors with other options; None is all. Those over
-            tokens set the options of the texts' nodes, which every atlas has.
+        detectors: Names, or detectors and experiments with other options; None is all
+            that cost little. Those over tokens set the options of the texts' nodes,
+            which every atlas has.
         seeds: Of the repeated random tokens.
         block: Tokens of the random block; fewer where the context is short.
         copies: How many times the block stands.
@@ -83,14 +82,19 @@ def atlas(
     Returns:
         A node `heads`: for each detector its mean over texts (layer, head), its
         `<name>_interval` (layer, head, bound) and `<name>_texts` (text, layer, head).
-        Nodes `text_0`, `text_1`, ...: sinks and massive activations, token by token.
+        Nodes `text_0`, `text_1`, ...: sinks, massive activations and all other
+        detectors over tokens, token by token.
 
     Raises:
         InputError: No text, an unknown detector, or detectors of different sites.
     """
     chosen, seeds = resolve(detectors), tuple(seeds)
-    of_heads = [detector for detector in chosen if detector.dims == HEADS]
-    sinks = SinkTokens(site=_common_site(of_heads))
+    experiments = [probe for probe in chosen if isinstance(probe, Experiment)]
+    read_off = [probe for probe in chosen if isinstance(probe, Detector)]
+    of_heads = [detector for detector in read_off if detector.dims == HEADS]
+    named = (SinkTokens, MassiveActivations)
+    others = [d for d in read_off if d.dims != HEADS and not isinstance(d, named)]
+    sinks = SinkTokens(site=_common_site([*of_heads, *others]))
     sinks = next((d for d in chosen if isinstance(d, SinkTokens)), sinks)
     massive = MassiveActivations()
     massive = next((d for d in chosen if isinstance(d, MassiveActivations)), massive)
@@ -102,7 +106,8 @@ def atlas(
         if any(isinstance(detector, LearnedSinks) for detector in chosen):
             skipped[LearnedSinks.name] = f"{model.name} has no learned sink logits"
     on_text = [detector for detector in of_heads if detector.task == TEXT]
-    jobs = _texts(texts, on_text, needs=union([sinks.needs, massive.needs]))
+    of_tokens = [sinks, massive, *others]
+    jobs = _texts(texts, on_text, needs=union([each.needs for each in of_tokens]))
     n_texts = len(jobs)
     on_random = [detector for detector in of_heads if detector.task == REPEATED_RANDOM]
     if on_random:
@@ -130,13 +135,21 @@ def atlas(
             skipped.setdefault(each["what"], each["why"])
         skipped |= reading.skipped
         if job.attrs["task"] == TEXT:
-            nodes[job.key] = over_tokens(traced, sinks, massive)
+            nodes[job.key] = over_tokens(traced, sinks, massive, others)
+            for each in json.loads(nodes[job.key].attrs.pop("skipped")):
+                skipped.setdefault(each["what"], each["why"])
 
-    heads = _heads(of_heads, readings, bootstrap)
+    found = _heads(of_heads, readings, bootstrap)
     for detector in of_heads:
-        if detector.name in heads:
+        if detector.name in found:
             lines = _python(detector, jobs, block, copies, max_tokens)
-            heads[detector.name].attrs["python"] = lines
+            found[detector.name].attrs["python"] = lines
+    for each in experiments:
+        try:
+            found |= _measured(each, model, bootstrap, store, progress)
+        except InterpError as error:
+            skipped[each.name] = str(error)
+    heads = xr.Dataset(found)
     tree = xr.DataTree.from_dict({"heads": heads, **nodes})
     tree.attrs = {
         **provenance,
@@ -252,14 +265,48 @@ def _common_site(detectors: Iterable[Detector]) -> str | None:
 
 def _heads(
     detectors: Iterable[Detector], readings: Sequence[Reading], bootstrap: Bootstrap
-) -> xr.Dataset:
-    """The node over (layer, head)."""
+) -> dict[str, xr.DataArray]:
+    """What detectors found over (layer, head)."""
     names = [reading.name for reading in readings]
     found: dict[str, xr.DataArray] = {}
     for detector in detectors:
         of_task = [r for r in readings if r.task == detector.task]
         found |= summarize(detector, of_task, names, bootstrap)
-    return xr.Dataset(found)
+    return found
+
+
+def _measured(
+    experiment: Experiment,
+    model: "Model",
+    bootstrap: Bootstrap,
+    store: str | Path | None,
+    progress: Progress | None,
+) -> dict[str, xr.DataArray]:
+    """What an experiment found, with all that a detector's result has."""
+    name = experiment.name
+    folder = None if store is None else Path(store) / name
+    found = experiment.run(model, folder=folder, bootstrap=bootstrap, progress=progress)
+    values = found[name].transpose(*HEADS)
+    lines = [
+        f"from {type(experiment).__module__} import {type(experiment).__name__}",
+        "",
+        f"{experiment!r}.run(model)",
+    ]
+    attrs = {"task": name, "site": "self", "python": "\n".join(lines)}
+    bounds, how = found.get(f"{name}_interval"), "none: it is measured once"
+    if bounds is None:
+        bounds = no_interval(values)
+    elif "interval" not in values.attrs:
+        how = bootstrap.says(f"{found.sizes[f'{name}_run']} runs")
+    attrs = attrs | {"interval": how} | values.attrs
+    bounds = bounds.transpose(*HEADS, "bound").assign_attrs(
+        units=values.units, long_name=f"{values.long_name}, interval"
+    )
+    return {
+        **{str(key): array for key, array in found.items()},
+        name: values.assign_attrs(attrs),
+        f"{name}_interval": bounds,
+    }
 
 
 def _said(heads: xr.Dataset) -> str:

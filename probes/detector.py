@@ -39,6 +39,8 @@ class Detector(ABC):
     """What the atlas traces for it: "text" or "repeated_random"."""
     dims: ClassVar[tuple[str, ...]] = HEADS
     """Dimensions of the result for one text."""
+    by_default: ClassVar[bool] = True
+    """Whether it runs unasked."""
 
     site: str | None = field(default=None, kw_only=True)
     """Attention site; None takes `self`, else `encoder`, as in `site_of`."""

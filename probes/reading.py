@@ -7,20 +7,20 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import NotCapturedError
-from interp.metrics import (
-    BLOCKS,
-    BOUNDS,
-    LEVEL,
-    RESAMPLES,
-    block_means,
-    bootstrap_interval,
-)
 from interp.probes.detector import (
     HEADS,
     REPEATED_RANDOM,
     TEXT,
     Detector,
     RowDetector,
+)
+from interp.uncertainty import (
+    BLOCKS,
+    BOUNDS,
+    LEVEL,
+    RESAMPLES,
+    block_means,
+    bootstrap_interval,
 )
 
 
@@ -161,23 +161,30 @@ def _interval(
 ) -> tuple[xr.DataArray, str]:
     """The interval of a mean over texts, or over stretches of a single text."""
     if type(detector).finish is not Detector.finish:
-        return _no_interval(measured), "none: it is a label, not a mean"
+        return no_interval(
+            measured.isel(text=0, drop=True)
+        ), "none: it is a label, not a mean"
     if len(readings) > 1:
         kind = "seeds" if detector.task == REPEATED_RANDOM else "texts"
         how = bootstrap.says(f"{len(readings)} {kind}")
         return bootstrap.interval(measured, "text"), how
     if detector.name not in readings[0].blocks:
-        return _no_interval(measured), "none: one text, and queries have no own value"
+        return no_interval(
+            measured.isel(text=0, drop=True)
+        ), "none: one text, and queries have no own value"
     means, counts = readings[0].blocks[detector.name]
     if means.sizes["block"] < 2:
-        return _no_interval(measured), "none: one text with too few queries that count"
+        return no_interval(
+            measured.isel(text=0, drop=True)
+        ), "none: one text with too few queries that count"
     over = f"{means.sizes['block']} contiguous stretches of the queries of one text"
     return bootstrap.interval(means, "block", counts), bootstrap.says(over)
 
 
-def _no_interval(measured: xr.DataArray) -> xr.DataArray:
+def no_interval(values: xr.DataArray) -> xr.DataArray:
+    """Bounds of `values` that are not known."""
     bounds = xr.DataArray([np.nan, np.nan], dims="bound", coords={"bound": BOUNDS})
-    return xr.zeros_like(measured.isel(text=0, drop=True)) + bounds
+    return xr.zeros_like(values, dtype="float64") + bounds
 
 
 def _bare(values: xr.DataArray) -> xr.DataArray:

@@ -4,8 +4,11 @@ A learned sink (a logit without a key, as in gpt-oss) is measured apart: its sha
 missing from the rows, so no key received it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 from interp.capture import Capture
@@ -16,6 +19,11 @@ from interp.probes.visibility import sees_first_key, visible_queries
 
 EPSILON = 0.3
 """Received mass above which a key counts as a sink (arXiv:2410.10781)."""
+
+ACT_FIXED = 0.1
+"""The same in the code of ACT (arXiv:2406.15765)."""
+ACT_MULTIPLE = 5.0
+"""The same in its paper, times 1/N; 3 and 7 are tried there too."""
 
 MIN_QUERIES = 8
 """A key seen by fewer queries is left out: the last keys look like sinks of heads
@@ -94,6 +102,44 @@ class SinksAnywhere(Detector):
 
 
 @dataclass(frozen=True)
+class LaterSinks(Detector):
+    """Number of tokens, other than the first, that are sinks of a head.
+
+    `LaterSinks()` has the threshold of ACT's code, `LaterSinks(ACT_MULTIPLE,
+    relative=True)` that of its paper.
+    """
+
+    epsilon: float = ACT_FIXED
+    relative: bool = False
+    min_queries: int = MIN_QUERIES
+
+    name = "later_sinks"
+    unit = "tokens"
+    long_name = "later sinks"
+    description = (
+        "Number of tokens but the first that receive more than epsilon of the head's "
+        "attention from the queries that can see them."
+    )
+    source = (
+        "arXiv:2406.15765, by the index of the token; keys seen by few queries are "
+        "left out"
+    )
+
+    @property
+    def needs(self) -> Capture:
+        """Received mass."""
+        return Capture((Received(),), edges=None, residual=False)
+
+    def measure(self, trace: xr.DataTree) -> xr.DataArray:
+        """The number; NaN where no key counts."""
+        later = are_sinks(
+            trace, self.epsilon, self.relative, self.min_queries, self.site
+        )
+        later = later.where(later["key"] > 0)
+        return later.sum("key", min_count=1, dtype="float64")
+
+
+@dataclass(frozen=True)
 class LearnedSinks(RowDetector):
     """Mean share that the head's learned sink logit takes; 0 where it has none."""
 
@@ -121,6 +167,8 @@ class SinkTokens(Detector):
     """Share of a layer's heads for which a token is a sink."""
 
     epsilon: float = EPSILON
+    relative: bool = False
+    """Whether epsilon counts in 1/N, for the N tokens of the text."""
     min_queries: int = MIN_QUERIES
 
     name = "sink_tokens"
@@ -140,18 +188,38 @@ class SinkTokens(Detector):
 
     def heads(self, trace: xr.DataTree) -> xr.DataArray:
         """Whether the key is a sink of the head; False where too few queries see it."""
-        masses = seen_received(trace, self.min_queries, self.site)
-        return (masses > self.epsilon).rename("is_sink")
+        return (self._sinks(trace) == 1).rename("is_sink")
+
+    def cells(self, trace: xr.DataTree) -> pd.DataFrame:
+        """Every sink of every head.
+
+        Returns:
+            Columns layer, head, key, key_token and received, in this order, with a
+            first column sample for a batch; in order of these.
+        """
+        received = statistic(trace, "received", self.site)
+        values = {"received": received}
+        if "key_token" in received.coords:
+            values = {"key_token": received["key_token"], **values}
+        return cells_where(self.heads(trace), values)
 
     def measure(self, trace: xr.DataTree) -> xr.DataArray:
         """Share over the heads that the layer has."""
-        masses = seen_received(trace, self.min_queries, self.site)
-        is_sink = (masses > self.epsilon).where(masses.notnull())
-        return is_sink.mean("head", dtype="float64")
+        return self._sinks(trace).mean("head", dtype="float64")
+
+    def _sinks(self, trace: xr.DataTree) -> xr.DataArray:
+        return are_sinks(
+            trace, self.epsilon, self.relative, self.min_queries, self.site
+        )
 
 
 def sink_metric(
-    trace: xr.DataTree, key: int = 0, epsilon: float = EPSILON, site: str | None = None
+    trace: xr.DataTree,
+    key: int = 0,
+    epsilon: float = EPSILON,
+    site: str | None = None,
+    *,
+    each_text: bool = False,
 ) -> xr.DataArray:
     """Percentage of heads for which a key is a sink, Sink_k^epsilon.
 
@@ -162,9 +230,11 @@ def sink_metric(
         key: Index of the key.
         epsilon: Received mass above which the key is a sink.
         site: Attention site; None takes `self`, else `encoder`.
+        each_text: Keep the texts of a batch apart.
 
     Returns:
-        A number in [0, 100]; attrs say epsilon, key and the number of tokens.
+        A number in [0, 100], or one for each `sample`; attrs say epsilon, key and the
+        number of tokens.
 
     Raises:
         InputError: The trace has no such key.
@@ -180,7 +250,8 @@ def sink_metric(
             f"{received.sizes['key'] - 1}. Choose one of them."
         )
     masses = received.sel(key=key, drop=True)
-    share = (masses > epsilon).where(masses.notnull()).mean(dtype="float64")
+    over = ["layer", "head"] if each_text else None
+    share = (masses > epsilon).where(masses.notnull()).mean(over, dtype="float64")
     return (
         (100 * share)
         .rename("sink_metric")
@@ -193,6 +264,55 @@ def sink_metric(
             n_tokens=received.sizes["key"],
         )
     )
+
+
+def are_sinks(
+    trace: xr.DataTree,
+    epsilon: float,
+    relative: bool = False,
+    min_queries: int = MIN_QUERIES,
+    site: str | None = None,
+) -> xr.DataArray:
+    """Which keys of a head are sinks.
+
+    Args:
+        trace: One text, or a batch.
+        epsilon: Received mass above which a key is a sink.
+        relative: Whether epsilon counts in 1/N, for the N tokens of the text.
+        min_queries: Queries that have to see a key.
+        site: Attention site; None takes `self`, else `encoder`.
+
+    Returns:
+        Over (layer, head, key): 1 or 0, NaN where fewer queries see the key.
+
+    Raises:
+        NotCapturedError: The trace lacks `received`.
+    """
+    masses = seen_received(trace, min_queries, site)
+    n_tokens = masses.coords.get("key_length", masses.sizes["key"])
+    threshold = epsilon / n_tokens if relative else epsilon
+    return (masses > threshold).where(masses.notnull())
+
+
+def cells_where(
+    holds: xr.DataArray, values: Mapping[str, xr.DataArray]
+) -> pd.DataFrame:
+    """The cells where `holds` is true, as rows.
+
+    Returns:
+        A column for each dimension of `holds` and one for each of `values`, which may
+        lack some of these dimensions.
+    """
+    at = np.nonzero(holds.values)
+    places = {
+        str(dim): holds[dim].values[index]
+        for dim, index in zip(holds.dims, at, strict=True)
+    }
+    found = {
+        name: each.broadcast_like(holds).transpose(*holds.dims).values[at]
+        for name, each in values.items()
+    }
+    return pd.DataFrame(places | found)
 
 
 def seen_received(

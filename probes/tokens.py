@@ -1,11 +1,19 @@
 """What an atlas keeps of one text: sinks and massive activations, token by token."""
 
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 
 import xarray as xr
 
-from interp.probes.activations import LOOSE_RATIO, MassiveActivations, residual
-from interp.probes.detector import site_of, statistic
+from interp.errors import NotCapturedError
+from interp.probes.activations import (
+    LOOSE_RATIO,
+    MassiveActivations,
+    residual,
+    stream_of,
+)
+from interp.probes.detector import Detector, site_of, statistic
 from interp.probes.sinks import SinkTokens
 
 STREAM = (
@@ -22,36 +30,42 @@ STREAM = (
 
 
 def over_tokens(
-    trace: xr.DataTree, sinks: SinkTokens, massive: MassiveActivations
+    trace: xr.DataTree,
+    sinks: SinkTokens,
+    massive: MassiveActivations,
+    others: Iterable[Detector] = (),
 ) -> xr.Dataset:
-    """Sinks and massive activations of one text.
+    """Sinks and massive activations of one text, and what else is over its tokens.
 
     Args:
         trace: With what both detectors need.
         sinks: When a token is a sink.
         massive: When an activation is massive; `massive_loose` has the looser ratio.
+        others: Further detectors over keys, queries or tokens.
 
     Returns:
         `sink_share` and `received`, its mean over heads, over (layer, token); arrays
         of the residual stream, `massive` and `massive_loose` over (layer_residual,
-        token). Only the former where the trace has no residual stream.
+        token). Only the former where the trace has no residual stream. Each of
+        `others` under its name, the mean over heads where it tells them apart; the
+        attribute `skipped` (JSON) says which the trace cannot feed and why.
 
     Raises:
         NotCapturedError: The trace lacks `received`.
     """
     node = site_of(trace, sinks.site)
     received = statistic(trace, "received", sinks.site)
-    # An encoder's tokens are not those of the decoder's stream.
-    own_stream = "encoder_residual" if node.name == "encoder" else "residual"
-    stream_node = own_stream if own_stream in trace.children else "residual"
-    mean = received.mean("head", dtype="float64").assign_attrs(
-        received.attrs,
-        long_name=f"{received.attrs.get('long_name', 'received')}, mean over heads",
-    )
+    stream_node = stream_of(trace, str(node.name))
     arrays = {
         "sink_share": sinks(trace).rename(key="token"),
-        "received": mean.rename(key="token"),
+        "received": _of_tokens(received),
     }
+    skipped = []
+    for detector in others:
+        try:
+            arrays[detector.name] = _of_tokens(detector(trace))
+        except NotCapturedError as error:
+            skipped.append({"what": detector.name, "why": str(error)})
     stream = {}
     if stream_node in trace.children:
         criterion = replace(massive, site=stream_node)
@@ -74,4 +88,17 @@ def over_tokens(
         n_tokens=found.sizes["token"],
         input_hash=trace.attrs.get("input_hash", ""),
         site=str(node.name),
+        skipped=json.dumps(skipped),
     )
+
+
+def _of_tokens(values: xr.DataArray) -> xr.DataArray:
+    """Over tokens instead of keys or queries, and the mean over heads."""
+    values = values.rename(
+        {dim: "token" for dim in ("key", "query") if dim in values.dims}
+    )
+    if "head" not in values.dims:
+        return values
+    mean = values.mean("head", dtype="float64", keep_attrs=True)
+    name = values.attrs.get("long_name", values.name)
+    return mean.assign_attrs(long_name=f"{name}, mean over heads")

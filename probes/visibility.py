@@ -36,6 +36,8 @@ def length(node: xr.DataTree) -> xr.DataArray:
         return node.coords["query_length"]
     if "query" in node.sizes:
         return xr.DataArray(node.sizes["query"])
+    if "key_length" in node.coords and node.name != "cross":
+        return node.coords["key_length"]
     if node.name == "cross":
         raise NotCapturedError(
             "The number of queries of the site cross was needed; the trace holds "
@@ -52,14 +54,19 @@ def sees_first_key(node: xr.DataTree) -> xr.DataArray:
     return (query >= 1) & (query < reach)
 
 
-def visible_queries(node: xr.DataTree) -> xr.DataArray:
-    """Number of queries that can see each key."""
+def visible_queries(node: xr.DataTree, last: int | None = None) -> xr.DataArray:
+    """Number of queries, of all or only of the last ones, that can see each key."""
     key, window, chunk = node.coords["key"], _span(node, "window"), _span(node, "chunk")
-    later = (length(node) - key).clip(min=0)
+    n_queries = length(node)
+    first, end = key, (key + window).clip(max=n_queries)
     if node.name in CAUSAL_SITES:
-        return later.clip(max=window).clip(max=chunk - key % chunk)
-    earlier = key.clip(max=window - 1)
-    return (later.clip(max=window) + earlier).where(later > 0, 0)
+        end = end.clip(max=key - key % chunk + chunk)
+    else:
+        first = (key - window + 1).clip(min=0)
+    if last is not None:
+        first = first.clip(min=n_queries - last)
+    is_real = key < node.coords.get("key_length", node.sizes["key"])
+    return (end - first).clip(min=0).where(is_real, 0)
 
 
 def visible_keys(node: xr.DataTree) -> xr.DataArray:

@@ -161,7 +161,7 @@ def make(
     key = normal(n_batch, n_kv_heads, n_key, d_head) * 1.5
     value = normal(n_batch, n_kv_heads, n_key, d_value)
     if values == "huge":
-        query, key = query * 60, key * 60
+        query, key = query * 20, key * 20
     elif values == "constant keys":
         key = key[:, :, :1].expand_as(key).clone()
     elif values == "one dominant key":
@@ -262,12 +262,52 @@ def _pad(
     return rule, visible & keys[:, None, None] & queries[:, None, :, None]
 
 
+def moved(call: AttentionCall, device: torch.device) -> AttentionCall:
+    """The same call on another device."""
+    mask, score = call.mask, call.score
+
+    def to(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    def function(*indices: Tensor) -> Tensor:
+        assert mask.function is not None
+        return mask.function(*(index.cpu() for index in indices)).to(device)
+
+    return replace(
+        call,
+        query=call.query.to(device),
+        key=call.key.to(device),
+        value=call.value.to(device),
+        score=replace(
+            score,
+            sink_logits=to(score.sink_logits),
+            position_bias=to(score.position_bias),
+        ),
+        mask=replace(
+            mask,
+            key_padding=to(mask.key_padding),
+            query_padding=to(mask.query_padding),
+            dense=to(mask.dense),
+            function=None if mask.function is None else function,
+            device=device,
+        ),
+    )
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> dict[str, Any]:
+def cases(
+    draw: st.DrawFn,
+    lengths: tuple[int, ...] = LENGTHS,
+    widths: tuple[int, ...] = (8, 12),
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+) -> dict[str, Any]:
     """Arguments of `make`, in any combination."""
     pick = draw
-    n_query = pick(st.sampled_from(LENGTHS))
-    n_key = pick(st.sampled_from((n_query, n_query, *LENGTHS)))
+    n_query = pick(st.sampled_from(lengths))
+    n_key = pick(st.sampled_from((n_query, n_query, *lengths)))
     return dict(
         n_query=n_query,
         n_key=n_key,
@@ -275,14 +315,10 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         padding=pick(st.sampled_from(PADDINGS)),
         values=pick(st.sampled_from(VALUES)),
         heads=pick(st.sampled_from(HEADS)),
-        d_head=pick(st.sampled_from((8, 12))),
+        d_head=pick(st.sampled_from(widths)),
         d_value=pick(st.sampled_from((8, 6, 16))),
         n_batch=pick(st.sampled_from((1, 2))),
-        dtype=pick(
-            st.sampled_from(
-                (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-            )
-        ),
+        dtype=pick(st.sampled_from(dtypes)),
         softcap=pick(st.sampled_from((None, None, 20.0))),
         sinks=pick(st.booleans()),
         bias=pick(st.booleans()),

@@ -1,15 +1,34 @@
 """What all tests share: checked annotations, no network, one thread, `untouched`."""
 
 import os
+from pathlib import Path
 
 # ruff: noqa: E402  (annotations are checked from the first import on)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports triton: the same GPU programs run on CPU tensors.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from jaxtyping import install_import_hook
 
-# Where axes are annotated. Pages and commands check what people give them themselves.
-CHECKED = "kernels probes heads inputs masks metrics recording residual storage tap"
-install_import_hook([f"interp.{name}" for name in CHECKED.split()], "checked.check")
+# Where axes are annotated. Pages and commands check what people give them themselves;
+# so do modules that are not named here, whose tests give them what is no such literal.
+CHECKED = """probes heads inputs masks metrics evaluation recording residual storage tap
+activations editing forward interventions.activations interventions.calibration
+interventions.decorrelation interventions.edges interventions.local interventions.losses
+interventions.positions interventions.prefix interventions.sweeping
+interventions.weights neurons"""
+# Triton reads the source of its programs, and must not find a checker around them.
+KERNELS = [
+    f"kernels.{path.stem}"
+    for path in Path(__file__).parent.parent.joinpath("kernels").glob("*.py")
+    if "@triton.jit" not in path.read_text(encoding="utf-8")
+]
+modules = [f"interp.{name}" for name in (*CHECKED.split(), *KERNELS)]
+install_import_hook(modules, "checked.check")
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +36,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -62,7 +80,9 @@ def _state(module: nn.Module) -> dict[str, Any]:
     parts = dict(module.named_modules())
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     configs = {
-        name: part.config for name, part in parts.items() if hasattr(part, "config")
+        name: part.config
+        for name, part in parts.items()
+        if hasattr(getattr(part, "config", None), "to_json_string")
     }
     return {
         "hooks": {
@@ -82,3 +102,19 @@ def _state(module: nn.Module) -> dict[str, Any]:
         "attention functions": sorted(AttentionInterface._global_mapping),
         "mask functions": sorted(AttentionMaskInterface._global_mapping),
     }
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Any:
+    """The catalog's speech model."""
+    import interp
+
+    return interp.load("whisper-base", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def beckett() -> Path:
+    """Ten seconds of speech."""
+    from interp import catalog
+
+    return catalog.fetch("beckett") / "beckett.wav"

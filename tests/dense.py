@@ -37,6 +37,8 @@ class Dense:
         near: int = 10,
         far: int = 50,
         size: int = 64,
+        k: int = 8,
+        last: int = 32,
         edges: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Every array by name; `edges` are `[query, target]` key indices, -1 none."""
@@ -57,15 +59,22 @@ class Dense:
         }
         arrays = {name: row.masked_fill(~sees, torch.nan) for name, row in rows.items()}
         arrays["received"] = p.sum(1) / visible.sum(1)
+        arrays["received_late"] = p[:, -last:].sum(1) / visible[:, -last:].sum(1)
         arrays["received_max"] = p.amax(1).masked_fill(~visible.any(1), torch.nan)
         arrays["fai"] = (p * far_enough).sum(1) / far_enough.sum(1)
         arrays["pattern"] = p.masked_fill(~sees[..., None], torch.nan)
-        arrays |= self._blocks(size)
+        arrays |= self._blocks(size) | {"top_mass": self._top(k)}
         if edges is not None:
             arrays["edges"] = self._edges(edges).masked_fill(
                 ~sees[..., None], torch.nan
             )
         return arrays
+
+    def _top(self, k: int) -> Tensor:
+        seen = self.p.masked_fill(~self.visible, torch.nan)
+        room = torch.nn.functional.pad(seen, (0, k), value=torch.nan)
+        # Of the negated values the NaN are last, as the smallest weights should be.
+        return -(-room).sort(-1).values[..., :k]
 
     def learned_sink(self, sink: Tensor | None) -> Tensor:
         """What the row leaves to the learned sink."""

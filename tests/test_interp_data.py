@@ -20,6 +20,15 @@ def test_the_demo_text_holds_dialogue_a_list_and_code(part):
     assert part in TEXT
 
 
+def test_the_other_haystack_is_long_plain_and_about_something_else():
+    other = files("interp").joinpath("data", "orchard.txt").read_text(encoding="utf-8")
+
+    assert len(other.split()) >= 1_200
+    assert other.isascii()
+    names = {"Tobias", "Quill", "Maren", "Orrin", "Velmora", "Tarn", "Orlen"}
+    assert not names & set(other.replace(".", " ").replace(",", " ").split())
+
+
 @pytest.mark.parametrize("name", ["Tobias Quill", "Maren", "Saint Ansgar", "Light lit"])
 def test_the_demo_text_repeats_its_names(name):
     assert TEXT.count(name) >= 10

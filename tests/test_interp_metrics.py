@@ -1,138 +1,145 @@
-import numpy as np
+import math
+
 import pytest
-import xarray as xr
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from tolerance import assert_as_precise
 
-from interp.errors import InputError
-from interp.metrics import block_means, bootstrap_interval
+from interp import metrics
+from interp.errors import ShapeError
+from interp.metrics import rouge_recall, score
+from interp.tasks import Item
 
-
-def over_texts(*columns):
-    """Measurements (text, head), one column a head."""
-    return xr.DataArray(np.array(columns, dtype=float).T, dims=("text", "head"))
-
-
-def test_equal_measurements_give_an_interval_of_no_width():
-    interval = bootstrap_interval(over_texts([3, 3, 3, 3]), "text")
-
-    assert interval.dims == ("head", "bound")
-    assert interval["bound"].values.tolist() == ["low", "high"]
-    assert interval.values.tolist() == [[3, 3]]
+KINDS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+HALVES = math.log(0.5), math.log(0.25), math.log(0.25)
 
 
-def test_two_measurements_give_their_range():
-    # A quarter of the resamples holds the smaller one only, and a quarter the larger.
-    interval = bootstrap_interval(over_texts([0, 1]), "text")
-
-    assert interval.values.tolist() == [[0, 1]]
+def an_item(*target, before=2):
+    ids = (*[0] * before, *target)
+    return Item("a", ids, (before, len(ids)))
 
 
-def test_one_measurement_gives_no_interval():
-    assert np.isnan(bootstrap_interval(over_texts([3]), "text").values).all()
+def dense(logits, target, base):
+    """The definitions over whole matrices."""
+    rows = torch.arange(len(target))
+    log_p, log_base = logits.log_softmax(-1), base.log_softmax(-1)
+    chosen = logits.argmax(-1)
+    return {
+        "nll": -log_p[rows, target].mean(),
+        "accuracy": (chosen == target).to(logits.dtype).mean(),
+        "exact": (chosen == target).all().to(logits.dtype),
+        "kl": (log_base.exp() * (log_base - log_p)).sum(-1).mean(),
+        "agreement": (chosen == base.argmax(-1)).to(logits.dtype).mean(),
+    }
 
 
-def test_missing_measurements_are_left_out():
-    full = bootstrap_interval(over_texts([2, 2, 2]), "text")
-    missing = bootstrap_interval(over_texts([2, np.nan, 2]), "text")
-    alone = bootstrap_interval(over_texts([2, np.nan, np.nan]), "text")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("n", "vocab"), [(1, 7), (7, 129), (29, 252)])
+@pytest.mark.parametrize("chunk", [1, 1000, metrics.CHUNK])
+def test_every_metric_is_its_dense_definition(monkeypatch, kind, n, vocab, chunk):
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    torch.manual_seed(n)
+    logits = (5 * torch.randn(n, vocab)).to(kind)
+    base = (logits + torch.randn(n, vocab)).to(kind)
+    target = torch.where(torch.rand(n) < 0.5, logits.argmax(-1), 3)
+    scores = score(logits, an_item(*target.tolist()), base)
 
-    xr.testing.assert_equal(full, missing)
-    assert np.isnan(alone.values).all()
+    wide = kind if kind == torch.float64 else torch.float32
+    truth = dense(logits.double(), target, base.double())
+    eager = dense(logits.to(wide), target, base.to(wide))
+    assert scores.keys() == truth.keys()
+    for name, value in scores.items():
+        ours = torch.tensor(value, dtype=wide)
+        assert_as_precise(ours, truth[name], eager[name].double(), name=name)
 
 
-def test_the_interval_agrees_with_scipy():
-    sample = np.random.default_rng(0).normal(size=40)
-    theirs = bootstrap(
-        (sample,), np.mean, n_resamples=20_000, method="percentile", rng=1
-    ).confidence_interval
-    ours = bootstrap_interval(over_texts(sample), "text", resamples=20_000)
+def test_a_row_that_can_be_computed_by_hand():
+    logits = torch.tensor([HALVES, HALVES])
 
-    assert ours.values[0] == pytest.approx([theirs.low, theirs.high], abs=0.01)
+    assert score(logits, an_item(0, 1)) == {
+        "nll": pytest.approx((math.log(2) + math.log(4)) / 2),
+        "accuracy": 0.5,
+        "exact": 0.0,
+    }
+    assert score(logits, an_item(0, 0))["exact"] == 1
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.lists(st.floats(-10, 10), min_size=2, max_size=8),
-    st.floats(-10, 10),
-    st.integers(1, 5),
-)
-def test_shifting_and_scaling_measurements_does_so_to_the_interval(
-    sample, shift, scale
-):
-    before = bootstrap_interval(over_texts(sample), "text", resamples=50)
-    after = bootstrap_interval(
-        over_texts(np.array(sample) * scale + shift), "text", resamples=50
+def test_divergence_is_from_the_base_to_this():
+    base = torch.tensor([HALVES], dtype=torch.float64)
+    even = torch.zeros(1, 3, dtype=torch.float64)
+    there = 0.5 * math.log(3 / 2) + 2 * 0.25 * math.log(3 / 4)
+    back = (math.log(2 / 3) + 2 * math.log(4 / 3)) / 3
+
+    assert score(even, an_item(0), base)["kl"] == pytest.approx(there)
+    assert score(base, an_item(0), even)["kl"] == pytest.approx(back)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_nothing_differs_from_itself(kind):
+    logits = torch.randn(5, 33).to(kind)
+    scores = score(logits, an_item(1, 2, 3, 4, 5), logits)
+
+    assert scores["kl"] == 0
+    assert scores["agreement"] == 1
+
+
+def test_a_shift_of_all_logits_changes_nothing():
+    logits = torch.randn(5, 33, dtype=torch.float64)
+    item = an_item(1, 2, 3, 4, 5)
+
+    assert score(logits + 100, item, logits) == pytest.approx(
+        score(logits, item, logits)
     )
 
-    np.testing.assert_allclose(after, before * scale + shift, atol=1e-9)
-    assert (before.values >= min(sample) - 1e-9).all()
-    assert (before.values <= max(sample) + 1e-9).all()
+
+def test_a_token_that_the_base_rules_out_adds_nothing_to_the_divergence():
+    base = torch.tensor([[0.0, 0.0, -math.inf]])
+    logits = torch.zeros(1, 3)
+
+    assert score(logits, an_item(0), base)["kl"] == pytest.approx(math.log(3 / 2))
+    assert score(base, an_item(0), base)["kl"] == 0
+    assert score(base, an_item(0), logits)["kl"] == math.inf
 
 
-def test_the_same_seed_gives_the_same_interval():
-    values = over_texts([1, 5, 2, 8, 3])
+def test_logits_are_left_as_they_are():
+    logits = torch.randn(4, 9)
+    before = logits.clone()
+    score(logits, an_item(1, 2, 3, 4), logits)
 
-    xr.testing.assert_identical(
-        bootstrap_interval(values, "text", seed=3),
-        bootstrap_interval(values, "text", seed=3),
-    )
-
-
-def test_an_entry_of_weight_zero_does_not_count():
-    values = over_texts([1, 3, 99])
-    weights = xr.DataArray([1, 1, 0], dims="text")
-    interval = bootstrap_interval(values, "text", weights=weights)
-
-    assert interval.values.tolist() == [[1, 3]]
+    assert torch.equal(logits, before)
 
 
-def test_a_heavier_measurement_pulls_the_interval():
-    values = over_texts([0, 1, 0, 1, 0, 1])
-    even = bootstrap_interval(values, "text")
-    weights = xr.DataArray([1, 9, 1, 9, 1, 9], dims="text")
-    pulled = bootstrap_interval(values, "text", weights=weights)
-
-    assert (pulled > even).values[0, 0]
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_that_are_not_the_scored_ones_are_refused(rows):
+    with pytest.raises(ShapeError, match=rf"2 tokens of item a .* \({rows}, 5\)"):
+        score(torch.zeros(rows, 5), an_item(1, 2))
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("prediction", "reference", "recall"),
     [
-        ({"dim": "layer"}, "'layer'"),
-        ({"level": 1.5}, "1.5"),
-        ({"resamples": 0}, "resamples=0"),
+        ("the cat sat", "the cat sat", 1),
+        ("The CAT, sat!", "the cat sat.", 1),
+        ("cat", "the cat sat", 1 / 3),
+        ("the the the", "the cat the", 2 / 3),
+        ("a the b the", "the", 1),
+        ("", "the cat", 0),
+        ("Größe élan", "größe", 1),
+        ("anything", "...", math.nan),
+        ("anything", "", math.nan),
     ],
 )
-def test_meaningless_options_are_refused(options, named):
-    with pytest.raises(InputError, match=named):
-        bootstrap_interval(over_texts([1, 2]), **{"dim": "text", **options})
+def test_recall_is_the_share_of_the_references_words(prediction, reference, recall):
+    assert rouge_recall(prediction, reference) == pytest.approx(recall, nan_ok=True)
 
 
-def test_blocks_are_contiguous_and_count_their_rows():
-    rows = xr.DataArray([np.nan, 1, 3, 5, np.nan, 9], dims="query")
-    means, counts = block_means(rows, blocks=2)
-
-    assert means.values.tolist() == [2, 7]
-    assert counts.values.tolist() == [2, 2]
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1).map(" ".join)
 
 
-def test_means_of_blocks_weigh_up_to_the_mean_of_rows():
-    rows = xr.DataArray(
-        np.random.default_rng(0).random((2, 3, 53)), dims=("layer", "head", "query")
-    )
-    means, counts = block_means(rows)
+@given(WORDS, WORDS, WORDS)
+def test_more_words_never_lower_the_recall(prediction, more, reference):
+    least = rouge_recall(prediction, reference)
 
-    assert means.sizes["block"] == 8
-    np.testing.assert_allclose(
-        means.weighted(counts.isel(layer=0, head=0)).mean("block"), rows.mean("query")
-    )
-
-
-def test_fewer_rows_than_blocks_give_fewer_blocks():
-    means, _ = block_means(xr.DataArray([1.0, 2.0], dims="query"))
-    nothing, _ = block_means(xr.DataArray([np.nan, np.nan], dims="query"))
-
-    assert means.values.tolist() == [1, 2]
-    assert np.isnan(bootstrap_interval(nothing, "block").values).all()
+    assert 0 <= least <= rouge_recall(f"{prediction} {more}", reference) <= 1
+    assert rouge_recall(f"{more} {prediction}", prediction) == 1

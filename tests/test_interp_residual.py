@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny
+from tolerance import assert_as_precise
 
 import interp
 from interp import residual
@@ -25,6 +26,36 @@ def test_a_stream_by_hand():
     assert told["attention_write"].isnan().all()
 
 
+def test_the_cosine_is_that_to_the_first_token():
+    stream = torch.tensor([[3.0, 4.0], [6.0, 8.0], [-3.0, -4.0], [4.0, -3.0], [0, 0]])
+    told = residual.describe(stream.repeat(1, 2))
+    assert told["cosine"].tolist() == pytest.approx([1, 1, -1, 0, 0], abs=1e-7)
+
+
+def test_the_cosine_of_long_texts_is_made_in_pieces():
+    draw = torch.Generator().manual_seed(0)
+    stream = torch.randn(2 * residual.ROWS + 3, 8, generator=draw)
+    ours = residual.describe(stream)["cosine"]
+    first = stream[:1].double()
+    truth = torch.cosine_similarity(first, stream.double())
+    assert_as_precise(ours, truth, torch.cosine_similarity(stream[:1], stream))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_cosines_of_a_model_are_those_of_its_hidden_states(name):
+    model, inputs = tiny(name)
+    ids = inputs["input_ids"][:1]
+    ours = interp.trace(model, ids, capture=ONLY)["residual"]["cosine"]
+    cosines = []
+    for dtype in (torch.float32, torch.float64):
+        with torch.no_grad():
+            states = model.to(dtype)(ids, output_hidden_states=True).hidden_states
+        streams = torch.cat(states[:-1])
+        cosines.append(torch.cosine_similarity(streams[:, :1], streams, dim=-1))
+    eager, truth = cosines
+    assert_as_precise(torch.from_numpy(ours.values[:-1]), truth, eager)
+
+
 def test_ranks_that_a_small_stream_does_not_fill_are_empty():
     told = residual.describe(torch.tensor([[3.0, -4.0, 2.0]]))
     assert told["top_value"].isnan().tolist() == [False] * 3 + [True] * 5
@@ -39,6 +70,31 @@ def test_the_largest_cells_are_found_in_any_token():
     size, order = stream.abs().flatten().sort(descending=True)
     assert torch.equal(told["top_value"].abs(), size[:8])
     assert torch.equal(told["top_token"] * 32 + told["top_channel"], order[:8])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 6), (40, 33)])
+def test_the_median_of_bits_is_the_median(shape, dtype):
+    draw = torch.Generator().manual_seed(0)
+    magnitude = torch.randn(shape, generator=draw).mul(3).to(dtype).abs()
+    magnitude[0, 0] = 0.0
+    for values in (magnitude, magnitude.round(), magnitude.square().mul(9000)):
+        assert residual._median_of_bits(values) == values.flatten().median()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_stream_in_half_precision_is_told_as_the_numbers_it_holds(dtype):
+    draw = torch.Generator().manual_seed(0)
+    input_, attention, mlp = torch.randn(3, 9, 16, generator=draw).to(dtype)
+    parts = {"input": input_, "attention": attention, "mlp": mlp}
+    stream = input_ + attention + mlp
+    told = residual.describe(stream, parts)
+    wanted = residual.describe(stream.float())
+    for name in wanted.keys() - {"attention_write", "mlp_write"}:
+        assert told[name].dtype == wanted[name].dtype
+        torch.testing.assert_close(told[name], wanted[name], equal_nan=True)
+    at = torch.arange(9), wanted["max_channel"]
+    assert torch.equal(told["attention_write"], attention[at].float())
 
 
 @pytest.mark.parametrize("broken", ["shape", "sum", "missing"])

@@ -8,6 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 import interp
 from interp.anatomy import Anatomy
 from interp.capture import Capture
+from interp.editing import AttentionEdit, editing, in_force
 from interp.errors import UnsupportedModelError
 from interp.kernels import reference
 from interp.kernels.definitions import (
@@ -18,6 +19,7 @@ from interp.kernels.definitions import (
     Lse,
     MaxMass,
 )
+from interp.kernels.edits import Edit
 from interp.tap import tap
 
 
@@ -143,6 +145,28 @@ def test_no_mask_of_query_times_key_is_ever_made():
         assert visit.call.mask.function is None
 
 
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_the_layers_of_a_forward_share_their_rules(name):
+    model, inputs = tiny(name)
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[1, :5] = 0
+    real = torch.ones(2, 12, dtype=torch.bool)  # of bart's decoder
+    real[1, 7:] = False
+    rules = {}
+
+    def look(visit):
+        rules.setdefault(visit.site.name, []).append(visit.call.mask)
+
+    with torch.no_grad(), tap(model, look, padding=real):
+        model(**inputs, attention_mask=mask)
+    for site, (first, second) in rules.items():
+        assert first is second, site
+    own = rules["self" if name == "llama" else "encoder"][0]
+    assert torch.equal(own.query_padding, mask.bool())
+    if name == "bart":
+        assert torch.equal(rules["cross"][0].query_padding, real)
+
+
 @pytest.mark.parametrize("name", ["whisper", "vit", "t5", "bart"])
 def test_layers_are_named_by_module_not_by_layer_idx(name):
     model, inputs = tiny(name)
@@ -224,24 +248,40 @@ def test_decoding_gives_the_rows_of_the_whole_text(name):
             )
 
 
+class DropFirst(Edit, AttentionEdit):
+    """In layer 1 nobody but the first query sees the first key."""
+
+    def weights(self, site, call):
+        return [self] if site.layer == 1 else []
+
+    def change_logits(self, logits, block):
+        hidden = (block.key == 0) & (block.query > 0)[:, None]
+        logits.masked_fill_(hidden, -torch.inf)
+
+
 def test_an_edit_changes_the_output_and_the_statistics_together():
     model, inputs = tiny("llama")
-
-    def drop_first(weights, block):
-        kept = weights.masked_fill(block.key == 0, 0.0)
-        kept[..., block.query == 0, :] = weights[..., block.query == 0, :]
-        return kept / kept.sum(-1, keepdim=True)
-
     seen = []
     with torch.no_grad():
         before = model(**inputs).logits
-        edit = lambda site: drop_first if site.layer == 1 else None  # noqa: E731
-        with tap(model, seen.append, wanted=lambda site: (FirstMass(),), edit=edit):
+        with (
+            editing(model, DropFirst()),
+            tap(model, seen.append, wanted=lambda site: (FirstMass(),)),
+        ):
             after = model(**inputs).logits
     assert (seen[0].arrays["first_mass"][..., 1:] > 0).all()
     assert (seen[1].arrays["first_mass"][..., 1:] == 0).all()
     assert not torch.allclose(before, after)
     assert torch.allclose(before[:, 0], after[:, 0], atol=1e-4)
+    assert in_force(model) == ()
+
+
+def test_a_gradient_through_tapped_attention_is_refused_not_zero():
+    model, inputs = tiny("llama")
+    with tap(model, lambda visit: None):
+        loss = model(**inputs).logits.sum()
+        with pytest.raises(UnsupportedModelError, match="outside the block"):
+            loss.backward()
 
 
 def test_t5_says_that_its_memory_is_not_linear():

@@ -1,6 +1,8 @@
 """Every statistic of every implementation against its definition in float64."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -12,9 +14,10 @@ from tolerance import assert_as_precise, assert_same_index
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels import fused, statistics, tiled, weighted
+from interp.kernels import fused, statistics, tiled, tiles, weighted
 
 PARAMETERS = {"clip": 10, "first": 4, "window": 6, "near": 3, "far": 12, "size": 20}
+PARAMETERS |= {"k": 9, "last": 5}
 WANTED = (
     d.Lse(),
     d.Entropy(),
@@ -25,14 +28,20 @@ WANTED = (
     d.LearnedSink(),
     d.LocalMass(window=6),
     d.MaxMass(),
+    d.TopKeys(k=9),
     d.Received(),
+    d.ReceivedLate(last=5),
     d.ReceivedMax(),
     d.FutureInfluence(near=3, far=12),
+    d.Norms(),
     d.BlockMap(size=20),
     d.Pattern(),
 )
 ROUNDINGS = ({"early": False}, {"early": True}, {"rounded": 1}, {"rounded": 2})
 """Dense computations that differ only in how their logits are rounded."""
+
+INDICES = {"max_key", "top_key"}
+"""Arrays of key indices: rounding decides among weights that are nearly equal."""
 
 TILES = ((128, 512), (16, 24), (7, 5))
 
@@ -45,9 +54,10 @@ def targets_of(case: Case) -> Tensor:
     return torch.randint(-3, mask.key_length, shape, generator=draw).clamp(min=-1)
 
 
-def wanted_of(case: Case) -> tuple[d.Statistic, ...]:
+def wanted_of(case: Case, size: int = PARAMETERS["size"]) -> tuple[d.Statistic, ...]:
     edges = d.Edges((("previous", 1), ("three", targets_of(case))))
-    return (*WANTED, edges)
+    plain = [s for s in WANTED if not isinstance(s, d.BlockMap)]
+    return (*plain, d.BlockMap(size), edges)
 
 
 def edges_of(case: Case, sample: int) -> list[Tensor]:
@@ -63,7 +73,22 @@ def edges_of(case: Case, sample: int) -> list[Tensor]:
     return edges
 
 
-def definitions(case: Case, dtype: torch.dtype, **how) -> list[dict[str, Tensor]]:
+def norms_of(
+    case: Case, sample: int, dtype: torch.dtype, visible: Tensor
+) -> dict[str, Tensor]:
+    """Root of the sum of squares, head by head."""
+    keys, norms = case.spans()[sample][1], {}
+    for name in ("key", "value"):
+        vectors = getattr(case.call, name)[sample, :, keys].to(dtype)
+        norm = vectors.square().sum(-1).sqrt()
+        norm = norm.repeat_interleave(case.call.group_size, 0)
+        norms[f"{name}_norm"] = norm.masked_fill(~visible.any(1), torch.nan)
+    return norms
+
+
+def definitions(
+    case: Case, dtype: torch.dtype, size: int, **how
+) -> list[dict[str, Tensor]]:
     """The arrays of each sample by definition."""
     sink = case.call.score.sink_logits
     arrays = []
@@ -71,13 +96,20 @@ def definitions(case: Case, dtype: torch.dtype, **how) -> list[dict[str, Tensor]
         if dense.p.numel() == 0:
             arrays.append({})
             continue
-        own = dense.arrays(**PARAMETERS, edges=edges_of(case, sample))
+        parameters = PARAMETERS | {"size": size}
+        own = dense.arrays(**parameters, edges=edges_of(case, sample))
+        own |= norms_of(case, sample, dtype, dense.visible)
         sinks = None if sink is None else sink.to(dtype)
         arrays.append(own | {"learned_sink": dense.learned_sink(sinks)})
     return arrays
 
 
-def check(case: Case, ours: dict[str, Tensor], lse: Tensor | None = None) -> None:
+def check(
+    case: Case,
+    ours: dict[str, Tensor],
+    lse: Tensor | None = None,
+    size: int = PARAMETERS["size"],
+) -> None:
     """Our arrays against the definition.
 
     `lse` is what the kernel took for granted. A twin of such a kernel gets the same
@@ -85,38 +117,49 @@ def check(case: Case, ours: dict[str, Tensor], lse: Tensor | None = None) -> Non
     depends on the size of lse, not on who subtracts.
     """
     precision = case.call.dtype
-    truths = definitions(case, torch.float64)
-    twins = [definitions(case, precision, **how) for how in ROUNDINGS]
+    truths = definitions(case, torch.float64, size)
+    twins = [definitions(case, precision, size, **how) for how in ROUNDINGS]
     if lse is not None:
         base2 = {"unit": math.log2(math.e), "lse": lse}
-        twins += [definitions(case, precision, **base2, **how) for how in ROUNDINGS]
+        twins += [
+            definitions(case, precision, size, **base2, **how) for how in ROUNDINGS
+        ]
     maps = case.dense(torch.float64)
     for sample, (queries, keys) in enumerate(case.spans()):
         truth = truths[sample]
         if queries.start == queries.stop or keys.start == keys.stop:
             for name, whole in ours.items():
-                empty = -1 if name == "max_key" else torch.nan
+                empty = -1 if name in INDICES else torch.nan
                 torch.testing.assert_close(
                     whole[sample], torch.full_like(whole[sample], empty), equal_nan=True
                 )
             continue
-        assert set(ours) == {*truth, "max_key"}
+        assert set(ours) == {*truth, *INDICES}
         worst = max(_error(twin[sample], truth, "pattern") for twin in twins)
         for name, whole in ours.items():
             own, rest = _inside(name, whole[sample], queries, keys, truth)
-            assert (rest == -1).all() if name == "max_key" else rest.isnan().all()
-            if name == "max_key":
+            assert (rest == -1).all() if name in INDICES else rest.isnan().all()
+            if name in INDICES:
                 own = torch.where(own >= 0, own - keys.start, own)
                 precise = 4 * worst + 4 * torch.finfo(precision).eps
-                assert_same_index(own, maps[sample].p, maps[sample].visible, precise)
+                same = assert_same_index if name == "max_key" else _same_ranks
+                same(own, maps[sample].p, maps[sample].visible, precise)
             else:
                 eager = [twin[sample][name] for twin in twins]
                 # Few weights are looked at, or values near 0 are made of large ones.
                 elsewhere = worst + torch.finfo(precision).eps
-                elsewhere = elsewhere if name in {"edges", "entropy"} else 0.0
+                elsewhere *= name in ("edges", "entropy")
                 assert_as_precise(
                     own, truth[name], *eager, name=name, elsewhere=elsewhere
                 )
+
+
+def _same_ranks(ours: Tensor, p: Tensor, visible: Tensor, precise: float) -> None:
+    """Each rank's key has the largest weight of those that no earlier rank has."""
+    for key in ours.unbind(-1):
+        # Below all weights is what cannot be chosen.
+        assert_same_index(key, p.masked_fill(~visible, -9.0), visible, precise)
+        visible = visible.scatter(-1, key.clamp(min=0).long()[..., None], False)
 
 
 def _error(twin: dict[str, Tensor], truth: dict[str, Tensor], name: str) -> float:
@@ -149,7 +192,7 @@ def compute(case: Case, impl: str) -> tuple[dict[str, Tensor], Tensor | None]:
             done = weighted.attend(case.call)[:2]
         return statistics.compute(case.call, wanted, lse=done[1], impl="tiled"), done[1]
     if impl == "weighted.attend":
-        return weighted.attend(case.call, None, wanted)[2], None
+        return weighted.attend(case.call, wanted)[2], None
     arrays = statistics.compute(case.call, wanted, impl=impl)
     return arrays, arrays["lse"] if impl == "tiled" else None
 
@@ -166,7 +209,15 @@ def test_statistics_are_what_their_definitions_say(impl, how, tile):
         check(case, *compute(case, impl))
 
 
-def small_tiles(rows: int, keys: int):
-    """Tiles of another size, so that small calls cross many of them."""
+@contextmanager
+def small_tiles(rows: int, keys: int) -> Iterator[None]:
+    """Tiles and blocks of another size, so that small calls cross many of them."""
     few = {"cpu": rows * keys * 2}
-    return mock.patch.multiple(tiled, ROWS=rows, KEYS=keys, ELEMENTS=few)
+    by_tile = {"ROWS": rows, "KEYS": keys, "ELEMENTS": few}
+    by_row = {"ROWS": rows, "NEAR_CORE": 1, "WORTH_A_WORKER": 1}
+    with (
+        mock.patch.multiple(tiled, **by_tile),
+        mock.patch.multiple(weighted, **by_row),
+        mock.patch.object(tiles, "NEAR", keys),
+    ):
+        yield

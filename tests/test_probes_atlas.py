@@ -19,7 +19,7 @@ from interp.probes.sinks import Sinks, SinksAnywhere, SinkTokens
 PER_HEAD = [
     name
     for name, kind in DETECTORS.items()
-    if kind.dims == HEADS and name != "learned_sinks"
+    if kind.dims == HEADS and kind.by_default and name != "learned_sinks"
 ]
 """What an atlas of a model without learned sinks has."""
 LAYERS, N_HEADS = tiny_models.N_LAYERS, tiny_models.N_HEADS

@@ -12,6 +12,8 @@ from interp.kernels.definitions import STATISTICS
 from interp.probes import DETECTORS, detect, resolve
 from interp.probes.detector import HEADS, RowDetector, edge, statistic
 from interp.probes.locality import Distance, Local
+from interp.probes.middle import MiddleMass
+from interp.probes.receivers import Receivers
 
 BLOCK, COPIES = 3, 4
 PER_HEAD = [name for name, kind in DETECTORS.items() if kind.dims == HEADS]
@@ -32,7 +34,11 @@ def repeated_trace(weights):
 
 def made(name):
     """A detector whose options suit 12 tokens."""
-    return Local(window=4) if name == "local" else DETECTORS[name]()
+    if name in (Local.name, MiddleMass.name):
+        return DETECTORS[name](window=4)
+    if name == Receivers.name:
+        return Receivers(near=2, least_queries=1)
+    return DETECTORS[name]()
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -119,8 +125,12 @@ def test_without_names_what_cannot_run_is_listed_with_the_reason():
     skipped = {each["what"]: each["why"] for each in json.loads(found.attrs["skipped"])}
 
     assert "sinks" in found
-    assert set(found) | set(skipped) == set(DETECTORS)
-    assert set(skipped) == {"echo", "massive_activations"}
+    assert set(found) | set(skipped) == {probe.name for probe in resolve()}
+    assert set(skipped) & set(DETECTORS) == {
+        "echo",
+        "massive_activations",
+        "intermediate_sinks",
+    }
     assert "repeated_random" in skipped["echo"]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import interp
 from interp.heads import HeadId, HeadSet
+from interp.probes import DETECTORS
 from interp.probes.activations import runs
 from interp.probes.atlas import atlas
 from interp.probes.sinks import SinkTokens, sink_metric
@@ -30,6 +31,7 @@ def heads():
 def found():
     text = files("interp").joinpath("data", "lighthouse.txt").read_text("utf-8")
     options = {"max_tokens": 4 * BLOCK, "block": BLOCK, "seeds": (0,)}
+    options["detectors"] = DETECTORS
     return atlas(model(), text[:1500], **options)
 
 

@@ -1,13 +1,16 @@
 import hand_traces as hand
 import numpy as np
 import pytest
+import xarray as xr
 
 from interp.errors import InputError, NotCapturedError
 from interp.probes.sinks import (
+    LaterSinks,
     LearnedSinks,
     Sinks,
     SinksAnywhere,
     SinkTokens,
+    are_sinks,
     sink_metric,
 )
 from interp.probes.visibility import sees_first_key, visible_keys, visible_queries
@@ -66,6 +69,55 @@ def test_a_text_too_short_for_a_later_sink_gives_nan_and_no_key():
     assert SinksAnywhere().keys(trace).item() == -1
 
 
+def test_later_sinks_are_counted_by_their_index_not_by_their_order():
+    trace = heads(FIRST, SECOND, SELF)
+
+    # The second head has no sink at token 0: its first sink is a later one.
+    assert LaterSinks()(trace).values.tolist() == [[0, 1, 2]]
+    assert LaterSinks(epsilon=0.125)(trace).values.tolist() == [[0, 1, 0]]
+
+
+def test_later_sinks_at_the_end_do_not_count():
+    assert LaterSinks(min_queries=1)(heads(SELF)).item() == 9
+    assert np.isnan(LaterSinks()(hand.trace(self=hand.site(hand.uniform(8)))).item())
+
+
+@pytest.mark.parametrize(("multiple", "n_sinks"), [(1.1, 2), (1.2, 1), (1.3, 0)])
+def test_a_relative_threshold_counts_in_one_over_the_tokens(multiple, n_sinks):
+    # Keys 1 and 2 of 10 receive 1/9 and 1/8.
+    assert LaterSinks(multiple, relative=True)(heads(SELF)).item() == n_sinks
+
+
+def test_a_relative_threshold_follows_the_length_of_each_text():
+    both = xr.concat([hand.site(hand.uniform(12))] * 2, "sample")
+    lengths = ("sample", [12, 10])
+    both = both.assign_coords(query_length=lengths, key_length=lengths)
+    both["received"] = xr.full_like(both["received"], 0.45)  # 5/12 < 0.45 < 5/10
+    found = are_sinks(hand.trace(self=both), 5.0, relative=True).sel(key=1)
+
+    assert found.values.ravel().tolist() == [1, 0]
+
+
+def test_the_cells_of_sinks_are_listed_with_what_they_receive():
+    cells = SinkTokens().cells(heads(FIRST, SECOND, tokens=range(10)))
+
+    assert cells.to_dict("list") == {
+        "layer": [0, 0],
+        "head": [0, 1],
+        "key": [0, 1],
+        "key_token": ["t0", "t1"],
+        "received": [1, 1],
+    }
+
+
+def test_the_sinks_of_a_batch_are_listed_text_by_text():
+    texts = [heads(FIRST), heads(SECOND)]
+    both = xr.concat([each["self"].to_dataset() for each in texts], "sample")
+    cells = SinkTokens().cells(hand.trace(self=both))
+
+    assert cells[["sample", "key"]].values.tolist() == [[0, 0], [1, 1]]
+
+
 def test_learned_sinks_are_what_the_rows_lack():
     rows = [[0.5, 0], [0.25, 0.5]]
     trace = hand.trace(self=hand.site([[rows]]))
@@ -111,6 +163,15 @@ def test_the_sink_metric_is_a_percentage_of_heads():
     assert (metric.attrs["n_tokens"], metric.attrs["epsilon"]) == (10, 0.3)
 
 
+def test_the_sink_metric_of_a_batch_is_the_mean_over_its_texts():
+    texts = [heads(FIRST, FIRST), heads(FIRST, SELF)]
+    both = xr.concat([each["self"].to_dataset() for each in texts], "sample")
+    trace = hand.trace(self=both)
+
+    assert sink_metric(trace).item() == 75
+    assert sink_metric(trace, each_text=True).values.tolist() == [100, 50]
+
+
 def test_the_sink_metric_of_a_key_beyond_the_text_is_refused():
     with pytest.raises(InputError, match="key 10; the trace has keys 0 to 9"):
         sink_metric(heads(FIRST), key=10)
@@ -144,6 +205,37 @@ def test_visible_pairs_are_counted_as_in_chunks(chunk):
     assert sees_first_key(node).values.ravel().tolist() == [
         bool(sees[query, 0] and query) for query in index
     ]
+
+
+@pytest.mark.parametrize("site", ["self", "encoder"])
+@pytest.mark.parametrize("last", [1, 3, 9])
+def test_the_last_queries_are_counted_alone(site, last):
+    index = np.arange(7)
+    back = index[:, None] - index
+    sees = (back >= 0 if site == "self" else True) & (abs(back) < 4)
+    node = hand.site(hand.uniform(7), window=[4])
+    node = hand.trace(**{site: node}).children[site]
+
+    seen = visible_queries(node, last).values.ravel()
+    assert seen.tolist() == sees[-last:].sum(0).tolist()
+
+
+def test_texts_of_a_batch_have_their_own_length_where_only_keys_are_captured():
+    length = ("sample", [5, 3])
+    node = xr.Dataset(coords={"key": np.arange(5), "key_length": length})
+    seen = visible_queries(hand.trace(self=node).children["self"])
+
+    assert seen.transpose("sample", "key").values.tolist() == [
+        [5, 4, 3, 2, 1],
+        [3, 2, 1, 0, 0],
+    ]
+
+
+def test_keys_of_cross_attention_are_seen_by_all_queries_however_many_there_are():
+    node = xr.Dataset(coords={"query": np.arange(3), "key": np.arange(8)})
+    seen = visible_queries(hand.trace(cross=node).children["cross"])
+
+    assert seen.values.ravel().tolist() == [3] * 8
 
 
 def test_padded_samples_count_only_their_own_queries():

@@ -6,6 +6,7 @@ import xarray as xr
 from hand_atlas import hand_atlas
 
 from interp.errors import InputError, ShapeError
+from interp.viz import theme
 from interp.viz.arrays import whole_ticks
 from interp.viz.maps import channel_map, head_map
 
@@ -87,6 +88,15 @@ def test_classes_are_named_on_the_color_bar():
     bar = cells(head_map(split)).colorbar
     assert bar.ticktext == ("local", "between", "global")
     assert bar.tickvals == pytest.approx((-1, 0, 1))
+
+
+def test_of_two_classes_the_first_is_gray():
+    taken = heads(
+        np.array([[0.0, 1.0]]), flag_values=[0, 1], flag_meanings="kept ablated"
+    )
+    (_, low), *_, (_, high) = cells(head_map(taken)).colorscale
+    assert low[1:3] == "a3"
+    assert high == theme.MARKS[1]
 
 
 def test_a_name_is_shown_letter_by_letter():

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from interp.viz.numbers import NOTHING, interval, number, percent, plural, ranges
+from interp.viz.numbers import (
+    NOTHING,
+    interval,
+    number,
+    percent,
+    plural,
+    ranges,
+    signed,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +31,13 @@ from interp.viz.numbers import NOTHING, interval, number, percent, plural, range
 )
 def test_numbers_keep_three_digits_and_integers_all(value, text):
     assert number(value) == text
+
+
+def test_a_change_tells_its_sign():
+    assert signed(0.25) == "+0.250"
+    assert signed(-0.25) == "\N{MINUS SIGN}0.250"
+    assert signed(0.0) == "0"
+    assert signed(float("nan")) == NOTHING
 
 
 def test_percentages_are_whole_above_one():

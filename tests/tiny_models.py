@@ -123,16 +123,69 @@ def _vit() -> hf.PreTrainedModel:
     return hf.ViTForImageClassification(config)
 
 
-def _gptj() -> hf.PreTrainedModel:
-    config = hf.GPTJConfig(
-        n_embd=D_MODEL,
-        n_layer=N_LAYERS,
-        n_head=N_HEADS,
-        n_positions=64,
-        rotary_dim=4,
+_GPT: dict[str, Any] = {
+    "n_embd": D_MODEL,
+    "n_layer": N_LAYERS,
+    "n_head": N_HEADS,
+    "n_positions": 64,
+    **_TOKENS,
+}
+
+
+def _falcon(**options: Any) -> hf.PreTrainedModel:
+    stack = {k: v for k, v in _STACK.items() if "inter" not in k}
+    return hf.FalconForCausalLM(hf.FalconConfig(**stack, **options))
+
+
+def _gpt_neo() -> hf.PreTrainedModel:
+    config = hf.GPTNeoConfig(
+        **_TOKENS,
+        hidden_size=D_MODEL,
+        intermediate_size=48,
+        num_layers=N_LAYERS,
+        num_heads=N_HEADS,
+        max_position_embeddings=64,
+        attention_types=[[["global", "local"], N_LAYERS // 2]],
+        window_size=WINDOW,
+    )
+    return hf.GPTNeoForCausalLM(config)
+
+
+def _mpt() -> hf.PreTrainedModel:
+    config = hf.MptConfig(
+        d_model=D_MODEL,
+        n_heads=N_HEADS,
+        n_layers=N_LAYERS,
+        max_seq_len=64,
         **_TOKENS,
     )
-    return hf.GPTJForCausalLM(config)
+    return hf.MptForCausalLM(config)
+
+
+def _mvp() -> hf.PreTrainedModel:
+    config = hf.MvpConfig(
+        **_TOKENS,
+        d_model=D_MODEL,
+        encoder_layers=N_LAYERS,
+        decoder_layers=N_LAYERS,
+        encoder_attention_heads=N_HEADS,
+        decoder_attention_heads=N_HEADS,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+    )
+    return hf.MvpForConditionalGeneration(config)
+
+
+def _deberta_v2() -> hf.PreTrainedModel:
+    config = hf.DebertaV2Config(
+        **_STACK,
+        max_position_embeddings=64,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=8,
+    )
+    return hf.DebertaV2ForMaskedLM(config)
 
 
 _BUILDERS: dict[str, Callable[[], hf.PreTrainedModel]] = {
@@ -196,10 +249,32 @@ _BUILDERS: dict[str, Callable[[], hf.PreTrainedModel]] = {
             sep_token_id=2,
         )
     ),
-    "falcon": lambda: hf.FalconForCausalLM(
-        hf.FalconConfig(**{k: v for k, v in _STACK.items() if "inter" not in k})
+    "falcon": _falcon,
+    "falcon_eager": lambda: _falcon(attn_implementation="eager"),
+    "falcon_alibi": lambda: _falcon(alibi=True, multi_query=False),
+    "falcon_alibi_eager": lambda: _falcon(
+        alibi=True, multi_query=False, attn_implementation="eager"
     ),
-    "gptj": _gptj,
+    "falcon_grouped": lambda: _falcon(
+        new_decoder_architecture=True, num_kv_heads=N_KV_HEADS
+    ),
+    "falcon_grouped_eager": lambda: _falcon(
+        new_decoder_architecture=True,
+        num_kv_heads=N_KV_HEADS,
+        attn_implementation="eager",
+    ),
+    "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(**_GPT, rotary_dim=4)),
+    "codegen": lambda: hf.CodeGenForCausalLM(hf.CodeGenConfig(**_GPT, rotary_dim=4)),
+    "gpt_neo": _gpt_neo,
+    "bloom": lambda: hf.BloomForCausalLM(
+        hf.BloomConfig(hidden_size=D_MODEL, n_layer=N_LAYERS, n_head=N_HEADS, **_TOKENS)
+    ),
+    "mpt": _mpt,
+    "mvp": _mvp,
+    "deberta_v2": _deberta_v2,
+    "longformer": lambda: hf.LongformerForMaskedLM(
+        hf.LongformerConfig(**_STACK, attention_window=4, max_position_embeddings=66)
+    ),
     "mamba": lambda: hf.MambaForCausalLM(
         hf.MambaConfig(
             **_TOKENS, hidden_size=D_MODEL, num_hidden_layers=N_LAYERS, state_size=4
@@ -207,12 +282,30 @@ _BUILDERS: dict[str, Callable[[], hf.PreTrainedModel]] = {
     ),
 }
 
-UNREACHABLE = ["falcon", "gptj"]
-"""Families whose attention does not go through the attention interface."""
+BY_HAND = [
+    "falcon",
+    "falcon_eager",
+    "falcon_alibi",
+    "falcon_alibi_eager",
+    "falcon_grouped",
+    "falcon_grouped_eager",
+    "gptj",
+    "codegen",
+    "gpt_neo",
+    "bloom",
+    "mpt",
+    "mvp",
+    "deberta_v2",
+]
+"""Families that compute attention by themselves, seen in torch's functions."""
+UNREACHABLE = ["longformer"]
+"""Families whose attention is neither the interface's nor over whole rows."""
 WITHOUT_ATTENTION = ["mamba"]
 """Families that have no attention at all."""
 FAMILIES = [
-    name for name in _BUILDERS if name not in {*UNREACHABLE, *WITHOUT_ATTENTION}
+    name
+    for name in _BUILDERS
+    if name not in {*BY_HAND, *UNREACHABLE, *WITHOUT_ATTENTION}
 ]
 """Families whose attention calls the attention interface."""
 ENCODER_DECODERS = ["whisper", "t5", "bart"]
@@ -239,7 +332,7 @@ def _inputs(name: str) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(2, 3, 12, 12)}
     if name == "whisper":
         return {"input_features": torch.randn(2, 10, 40), "decoder_input_ids": ids}
-    if name in ENCODER_DECODERS:
+    if name in {*ENCODER_DECODERS, "mvp"}:
         source = torch.randint(3, VOCAB, (2, N_TOKENS + 5))
         return {"input_ids": source, "decoder_input_ids": ids}
     return {"input_ids": ids}

@@ -51,6 +51,31 @@ def texts(atlas: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
         yield name, atlas[name].to_dataset()
 
 
+def token_signals(text: xr.Dataset) -> dict[str, xr.DataArray]:
+    """What is known of every token, over (layer, token) or (token).
+
+    What is told of single heads is averaged over them. What a token receives comes
+    first; the share of sinking heads has figures of its own.
+    """
+    found = {}
+    for name in sorted(map(str, text.data_vars), key=lambda name: name != "received"):
+        array = text[name]
+        place = [dim for dim in ("token", "key", "query") if dim in array.dims]
+        rest = set(array.dims) - {*place, "head", "layer"}
+        if len(place) != 1 or rest:
+            continue
+        is_number = array.dtype.kind == "f" and bool(np.isfinite(array.values).any())
+        of_text = array.sizes[place[0]] == text.sizes.get("token")
+        if not (is_number and of_text) or name == "sink_share":
+            continue
+        if "head" in array.dims:
+            mean = array.mean("head", dtype="float64", keep_attrs=True)
+            title = f"{array.attrs.get('long_name', name)}, mean over heads"
+            array = mean.assign_attrs(long_name=title)
+        found[name] = array.rename({place[0]: "token"}).transpose(..., "token")
+    return found
+
+
 def strings(text: xr.Dataset) -> list[str]:
     """The text's tokens, or their indices where strings are unknown."""
     count = text.sizes.get("token", 0)

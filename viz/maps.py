@@ -211,12 +211,17 @@ def _value_colors(array: xr.DataArray) -> dict:
     }
 
 
+_GRAY = "#a3a8ad"
+
+
 def _class_colors(names: dict[int, str]) -> dict:
-    """A flat color for each class, signed ones from the diverging colors."""
+    """A flat color for each class; signed ones diverge, of two the first is gray."""
     values = sorted(names)
     colors = theme.MARKS
     if values == [-1, 0, 1]:
-        colors = (colors[0], "#a3a8ad", colors[1])
+        colors = (colors[0], _GRAY, colors[1])
+    elif values == [0, 1]:
+        colors = (_GRAY, colors[1])
     edges = np.linspace(0, 1, len(values) + 1)
     steps = [
         [float(edge), colors[i % len(colors)]]

@@ -28,6 +28,18 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A number that tells its sign, as a change does."""
+    return ("+" if value > 0 else "") + number(value, digits)
+
+
+def decimals(value: float, count: int = 2) -> str:
+    """A number with that many digits after the point, as a correlation has them."""
+    if not np.isfinite(value):
+        return NOTHING
+    return f"{value:.{count}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def percent(fraction: float) -> str:
     """A fraction as a percentage: 0.304 is "30 %", 0.004 is "0.4 %"."""
     if not np.isfinite(fraction):

@@ -7,20 +7,19 @@ from typing import Any
 import xarray as xr
 from markupsafe import Markup
 
+from interp.probes import agreement as measures
+from interp.probes.ranks import SHUFFLES
 from interp.viz import atlas as reading
-from interp.viz.arrays import correlation, finite, index, labels, title, unit
+from interp.viz.agreement import correlation_map, overlap_plot
+from interp.viz.arrays import correlation, finite, labels, title, unit
 from interp.viz.curves import head_distribution, head_scatter, magnitude_curve
 from interp.viz.embed import FigureBook
 from interp.viz.maps import channel_map, head_map
 from interp.viz.numbers import number
+from interp.viz.pairs import pair_rows, told
+from interp.viz.strips import colored_text
 from interp.viz.tables import STREAM, criteria, massive_cells, sink_tokens, strongest
-from interp.viz.tokens import (
-    color_classes,
-    color_range,
-    token_map,
-    token_strip,
-    visible,
-)
+from interp.viz.tokens import token_map, visible
 
 TOKENS, ROWS = 400, 16
 """Tokens of a strip, and rows of the table of massive activations."""
@@ -87,13 +86,40 @@ def rankings(atlas: xr.DataTree) -> Iterator[Part]:
         }
 
 
+def agreement(atlas: xr.DataTree, book: FigureBook) -> Part | None:
+    """How detectors agree; None where fewer than two rank the heads."""
+    if "heads" not in atlas.children:
+        return None
+    heads = atlas["heads"].to_dataset()
+    kept, left_out = measures.comparable(heads)
+    if len(kept) < 2:
+        return None
+    found, overlaps = measures.agreement(heads), measures.overlap(heads)
+    sets = measures.intersections(heads)
+    return {
+        "told": told(found, overlaps, {str(n): title(heads[n]) for n in kept}),
+        "map": book.add(
+            correlation_map(found),
+            f"Rank correlations of every two of {len(kept)} measurements of heads.",
+        ),
+        "overlap": None
+        if sets.empty
+        else book.add(
+            overlap_plot(sets),
+            "Number of heads that are among the strongest of several measurements.",
+        ),
+        "share": measures.SHARE,
+        "rows": pair_rows(found, overlaps),
+        "interval": found.attrs["interval"],
+        "shuffles": SHUFFLES,
+        "left_out": left_out | sets.attrs["left_out"],
+    }
+
+
 def sinks(node: str, text: xr.Dataset, book: FigureBook) -> Part:
     """Where one text's tokens draw attention."""
     tokens = reading.strings(text)
     maps = []
-    strip = None
-    if reading.has(text, "received"):
-        strip = _strip(text["received"].transpose("layer", "token"), tokens)
     for name, scale in (("received", "log"), ("sink_share", "linear")):
         if reading.has(text, name):
             array = text[name].transpose("layer", "token")
@@ -106,7 +132,7 @@ def sinks(node: str, text: xr.Dataset, book: FigureBook) -> Part:
             maps.append({"title": heading, "figure": figure})
     return _named(node, text) | {
         "n_tokens": len(tokens),
-        "strip": strip,
+        "strip": colored_text(text, TOKENS),
         "maps": maps,
         "rows": sink_tokens(text),
     }
@@ -213,26 +239,6 @@ _NOTES = {
     "reading far: the two correlate with r = {}. A global head to the lower right "
     "really reads the distant text.",
 }
-
-
-def _strip(received: xr.DataArray, tokens: list[str]) -> Part:
-    """The text colored by its largest value, and the colors of every layer."""
-    shown = received.max("layer", keep_attrs=True)
-    shown.attrs["long_name"] = f"{title(received)}, largest over layers"
-    low, high = color_range(received, "log")
-    html = token_strip(
-        shown, tokens, limit=TOKENS, scale="log", span=(low, high), style=False
-    )
-    rows = [color_classes(row, (low, high), "log") for row in received.values]
-    return {
-        "html": Markup(html),
-        "shown": min(TOKENS, len(tokens)),
-        "low": number(low, 2),
-        "high": number(high, 2),
-        "unit": unit(received),
-        "layers": index(received, "layer").tolist(),
-        "classes": ["".join(row[:TOKENS]) for row in rows],
-    }
 
 
 def _describe(array: xr.DataArray) -> str:

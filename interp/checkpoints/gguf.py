@@ -13,10 +13,9 @@ from typing import Any, BinaryIO
 import torch
 import transformers
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from interp.checkpoints.pretrained import refuse_missing
+from interp.checkpoints.pretrained import refuse_missing, save
 from interp.errors import InputError, UnsupportedModelError
 
 MAGIC = b"GGUF"
@@ -132,20 +131,7 @@ def convert(path: Path, folder: Path, progress: Callable[[str], None]) -> None:
     progress(f"reading {path.name}")
     module, tokenizer = load(path, torch.float32)
     progress(f"writing {path.name} as safetensors")
-    # Tied weights are one tensor under two names; the file holds the first.
-    tensors = {
-        tensor.data_ptr(): (name, tensor)
-        for name, tensor in reversed(module.state_dict().items())
-    }
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.values()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    module.config.save_pretrained(folder)
-    if module.generation_config is not None:
-        module.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save(module, tokenizer, folder)
 
 
 @contextmanager

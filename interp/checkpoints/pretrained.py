@@ -1,5 +1,6 @@
 """Folders and hub models that `from_pretrained` reads, each refused with one reason."""
 
+import inspect
 import pickle
 import socket
 import urllib.request
@@ -11,10 +12,12 @@ import torch
 import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interp.errors import InputError, UnsupportedModelError
 
+_FEATURES = {"input_features", "input_values", "pixel_values"}
 _AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForSpeechSeq2Seq",
@@ -62,6 +65,27 @@ def load(
     return module
 
 
+def save(
+    module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write a model as a folder that `load` reads."""
+    # Tied weights are one tensor under two names; the file holds the first.
+    tensors = {
+        tensor.data_ptr(): (name, tensor)
+        for name, tensor in reversed(module.state_dict().items())
+    }
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.values()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    module.config.architectures = [type(module).__name__]
+    module.config.save_pretrained(folder)
+    if module.generation_config is not None:
+        module.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def refuse_missing(
     module: PreTrainedModel, info: dict[str, Any], source: str | Path
 ) -> None:
@@ -93,6 +117,8 @@ def _model_class(config: Any) -> Any:
             return getattr(transformers, name)
     for name in _AUTO_CLASSES:
         auto = getattr(transformers, name)
+        if name == "AutoModelForCausalLM" and config.is_encoder_decoder:
+            continue  # half of the model
         if not names and type(config) in auto._model_mapping:
             return auto
     raise ValueError(f"no model class for {config.model_type}, {', '.join(names)}")
@@ -129,6 +155,21 @@ def load_tokenizer(
             f"({' '.join(str(error).split())[:200]}). Pass another with tokenizer=..., "
             "a tokenizer or a folder that holds tokenizer.json."
         ) from error
+
+
+def load_extractor(
+    module: PreTrainedModel, source: str | Path, trust_remote_code: bool
+) -> Any:
+    """What makes features of sound or images, where the model reads them."""
+    if not _FEATURES & set(inspect.signature(module.forward).parameters):
+        return None
+    offline = not Path(source).exists() and not _hub_answers()
+    try:
+        return transformers.AutoFeatureExtractor.from_pretrained(
+            source, trust_remote_code=trust_remote_code, local_files_only=offline
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        return None  # it can still be given features that are ready
 
 
 def _knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:

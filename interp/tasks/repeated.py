@@ -1,13 +1,15 @@
-"""Texts made to measure something, with what a detector needs to know of them."""
+"""Random tokens that repeat, with what a detector needs to know of them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from interp.capture import Capture, TokenEdges
 from interp.errors import InputError
+from interp.tasks.items import Item, Task
+from interp.tasks.prompts import opening
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -142,7 +144,7 @@ def repeated_random_for(
         # Embedding tables are often padded beyond the tokens that exist.
         vocab_size = min(vocab_size, len(tokenizer))
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        prefix = [i for i in tokenizer("a")["input_ids"][:1] if i in special]
+        prefix = opening(tokenizer)
     limits = [n for n in (anatomy.max_positions, max_tokens) if n is not None]
     return repeated_random(
         vocab_size,
@@ -153,3 +155,44 @@ def repeated_random_for(
         prefix=prefix,
         max_tokens=min(limits, default=None),
     )
+
+
+@dataclass(frozen=True)
+class RepeatedTokens(Task):
+    """Going on with a block of random tokens once it has been read.
+
+    Scored are the second and later copies, without the second copy's first token:
+    nothing says yet that the block repeats. The span `block` is the first copy.
+    """
+
+    metric: ClassVar = "accuracy"
+
+    block: int = 64
+    """Tokens of one copy, fewer where the context is short."""
+    copies: int = COPIES
+    """How many times the block stands."""
+    seeds: tuple[int, ...] = tuple(range(8))
+    """One item each; with fewer than six no p-value can be below 0.05."""
+    name: str = field(default="repeated", kw_only=True)
+    """What the task is called in tables."""
+
+    def items(self, model: "Model") -> list[Item]:
+        """One item for every seed.
+
+        Raises:
+            InputError: The model has no vocabulary, or no room for the task.
+        """
+        return [self._item(model, seed) for seed in self.seeds]
+
+    def _item(self, model: "Model", seed: int) -> Item:
+        made = repeated_random_for(
+            model, block=self.block, copies=self.copies, seed=seed
+        )
+        begin = made.prefix_length + made.block_length
+        return Item(
+            name=str(seed),
+            ids=made.ids,
+            scored=(begin + 1, len(made.ids)),
+            spans={"block": (made.prefix_length, begin)},
+            labels={"seed": seed, "block_length": made.block_length},
+        )

@@ -5,18 +5,14 @@ waiting threads, and the peak of memory is this route's.
 """
 
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import version
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
+from interp.app.bench.table import device_name, markdown
+from interp.app.progress import Progress
 from interp.errors import InterpError
 
 ROUTES = {
@@ -26,8 +22,6 @@ ROUTES = {
     "eager": "forward, eager with output_attentions, nothing computed from it",
 }
 """What is timed, and how the table calls it."""
-
-Progress = Callable[[str, int, int], None]
 
 
 def tap_table(
@@ -63,7 +57,7 @@ def _measure(
     """CPU seconds, seconds and extra bytes of one route; None when memory is short."""
     job = [model, route, str(length), str(repeats), str(threads)]
     done = subprocess.run(
-        [sys.executable, "-m", "interp.app.bench", *job],
+        [sys.executable, "-m", "interp.app.bench.tap", *job],
         capture_output=True,
         text=True,
         check=False,
@@ -88,43 +82,27 @@ def _markdown(
     repeats: int,
     command: str,
 ) -> str:
-    packages = ", ".join(
-        f"{p} {version(p)}" for p in ("interp", "torch", "transformers")
-    )
-    lines = [
-        f"\n## Tap: {model} on {_processor()}, {threads} threads",
-        "",
-        f"`{command}`: {packages}, Python {platform.python_version()}, "
-        f"{platform.system()}; fastest of {repeats}. CPU seconds of the process; extra "
-        "memory is the peak above the loaded model, in MiB; ratios are to the untraced "
-        "forward of the same length.",
-        "",
-        "| tokens | route | CPU s | ratio | s | ratio | extra MiB |",
-        "|---:|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for length in lengths:
         base = cells["untraced", length]
         for route, words in ROUTES.items():
             cell = cells[route, length]
             if cell is None or base is None:
-                lines.append(f"| {length:,} | {words} | not enough memory | | | | |")
+                rows.append([f"{length:,}", words, "not enough memory"])
                 continue
-            lines.append(
-                f"| {length:,} | {words} | {cell['cpu']:.2f} | "
-                f"{cell['cpu'] / base['cpu']:.2f} | {cell['wall']:.2f} | "
-                f"{cell['wall'] / base['wall']:.2f} | {cell['extra'] / 2**20:,.0f} |"
-            )
-    return "\n".join([*lines, ""])
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+            row = [f"{length:,}", words]
+            for kind in ("cpu", "wall"):
+                row += [f"{cell[kind]:.2f}", f"{cell[kind] / base[kind]:.2f}"]
+            rows.append([*row, f"{cell['extra'] / 2**20:,.0f}"])
+    return markdown(
+        f"Tap: {model} on {device_name()}, {threads} threads",
+        command,
+        f"fastest of {repeats}. CPU seconds of the process; extra memory is the peak "
+        "above the loaded model, in MiB; ratios are to the untraced forward of the "
+        "same length.",
+        ("tokens:", "route", "CPU s:", "ratio:", "s:", "ratio:", "extra MiB:"),
+        rows,
+    )
 
 
 def _run(model: str, route: str, length: int, repeats: int, threads: int) -> None:
@@ -132,13 +110,16 @@ def _run(model: str, route: str, length: int, repeats: int, threads: int) -> Non
     import torch
 
     import interp
+    from interp.app.bench.inputs import forward as untraced
+    from interp.app.bench.inputs import text_ids
     from interp.capture import Capture
+    from interp.peak import peak_memory
 
     torch.set_num_threads(threads)
     loaded = interp.load(model)
     if route == "eager" and not _fits(loaded, length):
         sys.exit(OUT_OF_MEMORY)
-    ids = torch.tensor(_tokens(loaded, length))
+    ids = text_ids(loaded, length)
     module = loaded.module
     if route == "eager":
         module.set_attn_implementation("eager")
@@ -147,61 +128,26 @@ def _run(model: str, route: str, length: int, repeats: int, threads: int) -> Non
         if route in ("traced", "residual"):
             interp.trace(loaded, ids, capture=Capture(residual=route == "residual"))
             return
-        with torch.no_grad():
-            attentions = route == "eager"
-            module(
-                ids[None],
-                use_cache=False,
-                logits_to_keep=1,
-                output_attentions=attentions,
-            )
+        untraced(module, ids, output_attentions=route == "eager")
 
     forward(ids[:64])  # first calls set up threads and caches
-    before = _reset_peak()
     best = {"cpu": float("inf"), "wall": float("inf")}
-    for _ in range(repeats):
-        cpu, wall = time.process_time(), time.perf_counter()
-        forward()
-        best["cpu"] = min(best["cpu"], time.process_time() - cpu)
-        best["wall"] = min(best["wall"], time.perf_counter() - wall)
-    sys.stdout.write(json.dumps({**best, "extra": _peak() - before}) + "\n")
-
-
-def _tokens(model: Any, length: int) -> list[int]:
-    """That many tokens of the shipped text, repeated where it is too short."""
-    text = (files("interp") / "data" / "lighthouse.txt").read_text("utf-8")
-    ids = model.tokenizer(text, verbose=False)["input_ids"]
-    return (ids * (length // len(ids) + 1))[:length]
+    with peak_memory() as peak:
+        for _ in range(repeats):
+            cpu, wall = time.process_time(), time.perf_counter()
+            forward()
+            best["cpu"] = min(best["cpu"], time.process_time() - cpu)
+            best["wall"] = min(best["wall"], time.perf_counter() - wall)
+    sys.stdout.write(json.dumps({**best, "extra": peak.n_bytes}) + "\n")
 
 
 def _fits(model: Any, length: int) -> bool:
     """All maps, and the softmax of one layer in two copies, fit the free memory."""
+    from interp.app.bench.clock import free_bytes
+
     heads = [site.n_heads for site in model.anatomy.sites]
     needed = (sum(heads) + 3 * max(heads)) * length**2 * 4
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return needed < 0.9 * free
-
-
-def _reset_peak() -> int:
-    """Forget the peak of memory so far; bytes held now."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:
-        raise InterpError(
-            "This system does not tell the peak of memory. Measure on Linux."
-        ) from error
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise InterpError(f"This system does not tell {name}. Measure on Linux.")
+    return needed < 0.9 * free_bytes(model.device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""`interp bench`: what things cost on this machine, beside what others use."""

@@ -1,0 +1,1 @@
+"""Other doors into a model than transformers' attention interface."""

@@ -1,0 +1,261 @@
+"""What each door into a model gives of one short text, all in the same form."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from interp.anatomy import Site
+from interp.capture import Capture
+from interp.errors import InterpError, UnsupportedModelError
+from interp.forward import evaluating, lean
+from interp.inputs import Inputs
+from interp.kernels import reference
+from interp.kernels.definitions import Statistic
+from interp.kernels.rules import AttentionCall
+from interp.models import Model
+from interp.tap import Visit, tap
+from interp.tracing import trace
+
+LARGEST = 10**9
+"""Parameters up to which a copy in float64 is made."""
+
+MAPS = {
+    "self": ("decoder_attentions", "attentions"),
+    "cross": ("cross_attentions",),
+    "encoder": ("encoder_attentions", "attentions"),
+}
+"""Fields of an eager output that hold a site's maps."""
+
+Arrays = dict[tuple[str, int, str], Tensor]
+"""By site, layer and name of the array."""
+
+
+def _fitting(site: Site, wanted: Sequence[Statistic]) -> list[Statistic]:
+    """Those that can be asked of a site."""
+    return [s for s in wanted if site.name != "cross" or not s.positional]
+
+
+def ours(model: Model, inputs: Inputs, wanted: Sequence[Statistic]) -> Arrays:
+    """The statistics of the tap."""
+    found: Arrays = {}
+
+    def keep(visit: Visit) -> None:
+        found.update(
+            ((visit.site.name, visit.site.layer, name), values)
+            for name, values in visit.arrays.items()
+            if values.is_floating_point()
+        )
+
+    run(model, inputs, keep, lambda site: _fitting(site, wanted))
+    return found
+
+
+def run(
+    model: Model,
+    inputs: Inputs,
+    visit: Callable[[Visit], None],
+    wanted: Callable[[Site], Sequence[Statistic]] = lambda site: (),
+) -> None:
+    """One forward under the tap."""
+    options = {"anatomy": model.anatomy, "padding": inputs.decoder.real}
+    tapped = tap(model.module, visit, wanted=wanted, **options)
+    with torch.no_grad(), evaluating(model.module), tapped:
+        model.module(**inputs.forward, **lean(model.module))
+
+
+def eager_arrays(
+    module: nn.Module,
+    inputs: Inputs,
+    calls: dict[tuple[str, int], AttentionCall],
+    wanted: Sequence[Statistic],
+) -> Arrays:
+    """The definitions, on the maps that the model's eager attention gives out."""
+    maps = _maps(module, inputs)
+    found: Arrays = {}
+    for (name, layer), call in calls.items():
+        own = maps.get(name, ())
+        if layer >= len(own):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} gives out {len(own)} maps of the site "
+                f"{name}, fewer than it has layers; nothing can be held against them."
+            )
+        weights = own[layer].to(call.query.device)
+        call = replace(
+            call,
+            query=call.query.to(weights.dtype),
+            key=call.key.to(weights.dtype),
+            value=call.value.to(weights.dtype),
+        )
+        fitting = [s for s in wanted if name != "cross" or not s.positional]
+        arrays = reference.statistics(call, tuple(fitting), weights)
+        found |= {
+            (name, layer, key): values
+            for key, values in arrays.items()
+            if values.is_floating_point()
+        }
+    return found
+
+
+def _maps(module: Any, inputs: Inputs) -> dict[str, Sequence[Tensor]]:
+    """The model's own eager maps `[sample, head, query, key]`, by site."""
+    before = module.config._attn_implementation
+    try:
+        with torch.no_grad(), evaluating(module):
+            module.set_attn_implementation("eager")
+            options = lean(module) | {"output_attentions": True}
+            output = module(**inputs.forward, **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} was to attend eagerly and give out its maps; it "
+            f"does not ({' '.join(str(error).split())[:160]})."
+        ) from error
+    finally:
+        module.set_attn_implementation(before)
+    given = {
+        site: next((output.get(field) for field in fields if output.get(field)), ())
+        for site, fields in MAPS.items()
+    }
+    return {site: [m for m in maps if m is not None] for site, maps in given.items()}
+
+
+def exact(
+    model: Model,
+    inputs: Inputs,
+    calls: dict[tuple[str, int], AttentionCall],
+    wanted: Sequence[Statistic],
+) -> tuple[Arrays, str]:
+    """Every statistic in float64, and what of."""
+    n_parameters = sum(p.numel() for p in model.module.parameters())
+    if n_parameters <= LARGEST:
+        exactly: Any = copy.deepcopy(model.module).double()
+        exactly.config._experts_implementation = "eager"  # the other has no float64
+        forward = {
+            name: value.double()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
+            for name, value in inputs.forward.items()
+        }
+        try:
+            found = eager_arrays(
+                exactly, replace(inputs, forward=forward), calls, wanted
+            )
+            return found, "the model's eager attention in float64"
+        except InterpError:
+            pass
+    found: Arrays = {}
+    for (name, layer), call in calls.items():
+        exact = replace(
+            call,
+            query=call.query.double(),
+            key=call.key.double(),
+            value=call.value.double(),
+        )
+        fitting = tuple(s for s in wanted if name != "cross" or not s.positional)
+        arrays = reference.statistics(exact, fitting)
+        found |= {
+            (name, layer, key): values
+            for key, values in arrays.items()
+            if values.is_floating_point()
+        }
+    return found, "the definitions in float64 on the queries and keys that were seen"
+
+
+def _of_trace(trace: xr.DataTree) -> Arrays:
+    """A trace of one text, as the doors give their arrays."""
+    found: Arrays = {}
+    for site in trace.children.values():
+        for name, array in site.to_dataset().data_vars.items():
+            if array.dtype.kind == "f" and name != "edges":
+                for layer, values in enumerate(array.values):
+                    found[str(site.name), layer, str(name)] = torch.tensor(values)[None]
+    return found
+
+
+def in_nnsight(model: Model, inputs: Inputs, wanted: Sequence[Statistic]) -> Arrays:
+    """What interp.trace gives within an nnsight trace of a copy of the model."""
+    _require("nnsight")
+    import nnsight
+
+    capture = Capture(tuple(wanted), edges=None, residual=False)
+    with _peer("nnsight", model):
+        wrapper = nnsight.NNsight(twin(model))
+        traced = trace(wrapper, dict(inputs.forward), door="nnsight", capture=capture)
+    return _of_trace(traced)
+
+
+def in_bridge(
+    model: Model, inputs: Inputs, wanted: Sequence[Statistic], door: Any
+) -> Arrays:
+    """What interp.trace gives of a bridge around a copy of the model."""
+    _require("transformer_lens")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    capture = Capture(tuple(wanted), edges=None, residual=False)
+    with _peer("TransformerLens", model), _kept(model.tokenizer) as tokenizer:
+        copied = twin(model)
+        copied.config.architectures = [type(copied).__name__]
+        bridge = TransformerBridge.boot_transformers(
+            model.name,
+            hf_model=copied,
+            tokenizer=tokenizer,
+            device=str(model.device),
+        )
+        bridge.eval()
+        traced = trace(bridge, dict(inputs.forward), door=door, capture=capture)
+    return _of_trace(traced)
+
+
+def twin(model: Model) -> Any:
+    """A copy, for those who leave their hooks on a model or change it.
+
+    Raises:
+        UnsupportedModelError: The model is too large to be copied unasked.
+    """
+    n_parameters = sum(p.numel() for p in model.module.parameters())
+    if n_parameters > LARGEST:
+        raise UnsupportedModelError(
+            f"It would be given a copy of the model; this one has {n_parameters:,} "
+            f"parameters, more than {LARGEST:,}. Wrap it by hand and trace that."
+        )
+    return copy.deepcopy(model.module)
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise UnsupportedModelError(
+            f"{package} is not installed. Install it to hold it against the others."
+        )
+
+
+@contextmanager
+def _peer(name: str, model: Model) -> Iterator[None]:
+    """Whatever another package raises is its answer."""
+    try:
+        yield
+    except InterpError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnsupportedModelError(
+            f"{name} does not take {type(model.module).__name__}: {said}"
+        ) from error
+
+
+@contextmanager
+def _kept(tokenizer: Any) -> Iterator[Any]:
+    """The tokenizer as it is read from a folder, where a bridge looks for it again."""
+    if tokenizer is None or tokenizer.init_kwargs.get("name_or_path"):
+        yield tokenizer
+        return
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        yield AutoTokenizer.from_pretrained(folder)

@@ -18,6 +18,7 @@ from interp.kernels.definitions import KEY
 from interp.predictions import expectations, final_states
 from interp.probes.horizons import END, Horizon, label, received_within
 from interp.probes.rhythm import Rhythm
+from interp.recording import Progress
 from interp.tap import Visit, tap
 from interp.tasks.items import Item
 
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def trace_chain(
-    model: "Model", item: Item, options: Rhythm | None = None, *, impl: str = "auto"
+    model: "Model",
+    item: Item,
+    options: Rhythm | None = None,
+    *,
+    progress: Progress | None = None,
+    impl: str = "auto",
 ) -> xr.DataTree:
     """Statistics of the rows and columns of a response, and what the model expected.
 
@@ -36,6 +42,7 @@ def trace_chain(
         model: A decoder-only language model.
         item: What it scores is the response, up to its last token.
         options: Says what is recorded, and of which layers.
+        progress: Called after each layer.
         impl: Implementation of the statistics, as in `interp.kernels.statistics`.
 
     Returns:
@@ -76,6 +83,8 @@ def trace_chain(
     def visit(seen: Visit) -> None:
         if seen.site.layer in chosen:
             room.take(seen, chosen.index(seen.site.layer))
+        if progress is not None:
+            progress(seen.site.layer + 1, len(sites))
 
     prepared = prepare(model, list(item.ids))
     with ExitStack() as stack:

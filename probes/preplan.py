@@ -46,7 +46,7 @@ def rhythm(
         NotCapturedError: A trace lacks what is needed.
         UnsupportedModelError: The model is no decoder-only language model.
     """
-    options, bootstrap = options or Rhythm(), bootstrap or Bootstrap()
+    options = options or Rhythm()
     chains: list[xr.Dataset] = []
     if isinstance(source, xr.DataTree | Sequence):
         if items is not None:
@@ -65,6 +65,22 @@ def rhythm(
             chains.append(options.read(trace_chain(source, item, options), n_layers))
         if progress is not None and items:
             progress("rhythm", len(items), len(items))
+    model = {} if isinstance(source, xr.DataTree | Sequence) else _said(source)
+    return together(chains, bootstrap).assign_attrs(model)
+
+
+def together(
+    chains: Sequence[xr.Dataset], bootstrap: Bootstrap | None = None
+) -> xr.Dataset:
+    """Chains that were read one by one, as `rhythm` returns them.
+
+    Args:
+        chains: What `Rhythm.read` gave, of one model and with one set of options.
+        bootstrap: How intervals over chains are made.
+
+    Raises:
+        InputError: No chain, or two of one name.
+    """
     names = [each.attrs["name"] for each in chains]
     if not names or len(set(names)) < len(names):
         raise InputError(
@@ -72,10 +88,9 @@ def rhythm(
             "the items of one task, or name the traces."
         )
     found = along_chains(chains)
-    overall = over_texts(found, bootstrap)
-    model = {} if isinstance(source, xr.DataTree | Sequence) else _said(source)
+    overall = over_texts(found, bootstrap or Bootstrap())
     attrs = {name: chains[0].attrs[name] for name in ("options", "skipped")}
-    return found.merge(overall, join="outer").assign_attrs(attrs | model)
+    return found.merge(overall, join="outer").assign_attrs(attrs)
 
 
 def along_chains(chains: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -14,13 +14,16 @@ from interp.app.options import (
     Dtype,
     HeadNames,
     HeadsFile,
+    MaxTokens,
     Names,
     Reference,
     Strongest,
+    folder_for,
     split,
     typed,
 )
 from interp.app.progress import progress_bars
+from interp.app.rhythm_command import rhythm
 from interp.errors import InputError
 
 app = typer.Typer(
@@ -29,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.command()(rhythm)
 
 UsageError: Any = typer.BadParameter.__base__
 """Of every wrong argument; typer does not name it."""
@@ -36,9 +40,6 @@ UsageError: Any = typer.BadParameter.__base__
 TextFiles = Annotated[
     list[Path] | None,
     typer.Option("--text", help="UTF-8 file; may be repeated. Unset: a shipped text."),
-]
-MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Keep at most this many tokens of each text.")
 ]
 
 
@@ -107,7 +108,7 @@ def atlas(
     request = Request(
         model=model,
         texts=read_texts(text),
-        out=out or _folder("atlas", model),
+        out=out or folder_for("atlas", model),
         detectors=tuple(d.name for d in resolve(split("--detectors", detectors))),
         max_tokens=max_tokens,
         seed=seed,
@@ -228,7 +229,7 @@ def ablate(
     request = Request(
         model=model,
         heads=read_heads(split("--heads", heads), heads_file, top),
-        out=out or _folder("ablate", model),
+        out=out or folder_for("ablate", model),
         texts=read_texts(text),
         tasks=tuple(task or ["nll"]),
         modes=read_modes(mode or ["zero"]),
@@ -381,8 +382,3 @@ def models() -> None:
         here = "yes" if catalog.installed(entry.name) else "no"
         view.add_row(entry.name, size, entry.licence, here, entry.description)
     Console().print(view)
-
-
-def _folder(what: str, model: str) -> Path:
-    """Where results go that were not given a place."""
-    return Path(f"{what}-{Path(model).resolve().name.removesuffix('.gguf')}")

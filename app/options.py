@@ -31,6 +31,9 @@ Strongest = Annotated[
     str | None,
     typer.Option(help="The strongest by a detector: induction:5%, retrieval:14."),
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Keep at most this many tokens of each text.")
+]
 
 
 def split(option: str, names: str | None) -> list[str] | None:
@@ -66,6 +69,11 @@ def _whole(text: str) -> int:
             "512,1024."
         )
     return int(text)
+
+
+def folder_for(what: str, model: str) -> Path:
+    """Where results go that were not given a place."""
+    return Path(f"{what}-{Path(model).resolve().name.removesuffix('.gguf')}")
 
 
 def typed() -> str:

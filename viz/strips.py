@@ -1,5 +1,6 @@
 """The text itself on the page, colored by one of the signals that its tokens have."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ WIDE = 100.0
 _RECEIVED = "Mean over heads of the attention received."
 
 
-def colored_text(text: xr.Dataset, limit: int) -> dict[str, Any] | None:
+def colored_text(
+    text: xr.Dataset, limit: int, marks: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any] | None:
     """The text colored by its first signal, and the colors of every other.
 
     Args:
         text: A text's node of an atlas.
         limit: Tokens shown, from the start of the text.
+        marks: Sets of tokens by name, as `token_strip` takes them.
 
     Returns:
         What the template shows; None for a text without any signal. `colors` goes to
@@ -44,6 +48,7 @@ def colored_text(text: xr.Dataset, limit: int) -> dict[str, Any] | None:
         scale=first["scale"],
         span=color_span(signals[name], first["scale"]),
         style=False,
+        marks=marks,
     )
     by_layer = [array for array in signals.values() if "layer" in array.dims]
     layers = index(by_layer[0], "layer").tolist() if by_layer else []

@@ -1,6 +1,6 @@
 """Tokens colored by a value: the text itself, and all layers of a long text at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -74,6 +74,7 @@ def token_strip(
     scale: str = "linear",
     span: tuple[float, float] | None = None,
     style: bool = True,
+    marks: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """The text in reading order, each token on the color of its value, as HTML.
 
@@ -84,6 +85,7 @@ def token_strip(
         scale: "linear" from zero, or "log" from the tenth percentile.
         span: Values of the first and last color, instead of those.
         style: Put the style sheet in front; a page needs it once.
+        marks: Sets of tokens by name, whose names stand in `data-marks`.
 
     Returns:
         An escaped fragment of HTML; in a notebook, `IPython.display.HTML(...)`.
@@ -105,8 +107,12 @@ def token_strip(
     for place, kind in enumerate(classes):
         token, value = str(tokens[place]), float(values.values[place])
         shown = f"{number(value)} {unit_}" if np.isfinite(value) else "no value"
-        label = escape(f"{place} · {visible(token, 60)} · {shown}")
-        spans.append(f'<span class="q{kind}" title="{label}">{_ink(token)}</span>')
+        own = [name for name, chosen in (marks or {}).items() if chosen[place]]
+        marked = f' data-marks="{escape(" ".join(own))}"' if own else ""
+        said = " · ".join([str(place), visible(token, 60), *own, shown])
+        spans.append(
+            f'<span class="q{kind}"{marked} title="{escape(said)}">{_ink(token)}</span>'
+        )
         if "\n" in token:
             spans.append("<br>")
     label = escape(f"{title(values)}, the first {len(classes)} tokens")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from interp.capture import Capture, TokenEdges
     from interp.generation import trace_generation
     from interp.heads import HeadId, HeadSet
+    from interp.map_windows import LongMap, long_map, long_map_of
     from interp.models import Model, load
     from interp.storage import open_trace
     from interp.tracing import trace
@@ -24,9 +25,12 @@ _HOMES = {
     "Capture": "capture",
     "HeadId": "heads",
     "HeadSet": "heads",
+    "LongMap": "map_windows",
     "Model": "models",
     "TokenEdges": "capture",
     "load": "models",
+    "long_map": "map_windows",
+    "long_map_of": "map_windows",
     "open_trace": "storage",
     "trace": "tracing",
     "trace_generation": "generation",
@@ -37,9 +41,12 @@ __all__ = [
     "Capture",
     "HeadId",
     "HeadSet",
+    "LongMap",
     "Model",
     "TokenEdges",
     "load",
+    "long_map",
+    "long_map_of",
     "open_trace",
     "trace",
     "trace_generation",

@@ -34,11 +34,15 @@ class Capture:
         residual: Record norm, maximum, median and cosine to the first token of the
             residual stream, and what the two halves of each block wrote to its
             largest channel.
+        vectors: Record query and key of every head as attended, and the rules between
+            them, from which `interp.long_map_of` rebuilds any part of any map. They
+            take 4 bytes for each token, channel, head and KV head of every layer.
     """
 
     statistics: tuple[Statistic, ...] = (*ROWS, *COLUMNS)
     edges: TokenEdges | None = TokenEdges()
     residual: bool = True
+    vectors: bool = False
 
     def __or__(self, other: "Capture") -> "Capture":
         """The union of two captures."""
@@ -48,7 +52,12 @@ class Capture:
             kinds = dict.fromkeys((*self.edges.kinds, *other.edges.kinds))
             copies = max(self.edges.copies, other.edges.copies)
             edges = TokenEdges(tuple(kinds), copies)
-        return Capture(statistics, edges, self.residual or other.residual)
+        return Capture(
+            statistics,
+            edges,
+            self.residual or other.residual,
+            self.vectors or other.vectors,
+        )
 
 
 def union(captures: Sequence[Capture]) -> Capture:

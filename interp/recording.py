@@ -17,6 +17,7 @@ from interp.models import Model
 from interp.storage import Coordinates, Field, Memory, Store
 from interp.tap import Visit
 from interp.transfer import Transfer
+from interp.vectors import Vectors
 
 CROSS = "positions of cross-attention"
 
@@ -92,7 +93,9 @@ class Recorder:
         wanted = [] if self.room.done(site, layer) else self._specs(visit)
         if wanted:
             specs = {array.name: (array, s) for s in wanted for array in s.arrays}
-            own = _own_frame(visit.arrays, wanted, visit.call.samples())
+            vectors = Vectors.of(visit.call) if self.capture.vectors else {}
+            arrays = visit.arrays | vectors
+            own = _own_frame(arrays, wanted, visit.call.samples())
             self._write_site(site, layer, specs, own)
         self.n_done += 1
         if self.progress is not None:
@@ -101,7 +104,8 @@ class Recorder:
     def _specs(self, visit: Visit) -> list[Statistic]:
         edges = self.edges[visit.site.name]
         asked = [*self.capture.statistics, *([] if edges is None else [edges])]
-        return [s for s in asked if s.name in visit.arrays]
+        found: list[Statistic] = [s for s in asked if s.name in visit.arrays]
+        return [*found, Vectors()] if self.capture.vectors else found
 
     def _write_site(
         self,
@@ -112,16 +116,18 @@ class Recorder:
     ) -> None:
         sites = self.model.anatomy.at(site)
         n_layers, n_heads = len(sites), max(s.n_heads for s in sites)
+        most = {"head": n_heads, "group": max(s.n_kv_heads for s in sites)}
+        most["d_head"] = max(s.d_head for s in sites)
         n_layers = max(n_layers, self._repeats(site))
         if site not in self.created:
             fields = {
-                name: self._field(array, statistic, arrays[name], n_layers, n_heads)
+                name: self._field(array, statistic, arrays[name], n_layers, most)
                 for name, (array, statistic) in specs.items()
             }
             self.room.create(site, fields, self._coords(site, fields, n_heads))
             self.created.add(site)
         padded = {
-            name: _pad_heads(values, n_heads, specs[name][0])
+            name: _padded(values, most, specs[name][0])
             for name, values in arrays.items()
         }
         self.transfer.send(site, layer, self._squeezed(padded))
@@ -137,10 +143,10 @@ class Recorder:
         statistic: Statistic | None,
         values: Tensor,
         n_layers: int,
-        n_heads: int | None = None,
+        most: dict[str, int] | None = None,
     ) -> Field:
         sizes = dict(zip(array.dims[1:], values.shape[1:], strict=True))
-        sizes |= {"layer": n_layers} | ({"head": n_heads} if n_heads else {})
+        sizes |= {"layer": n_layers, **(most or {})}
         dims, shape = array.dims, tuple(sizes[dim] for dim in array.dims)
         if self.inputs.is_batch:
             dims, shape = ("sample", *dims), (values.shape[0], *shape)
@@ -264,16 +270,15 @@ def _stacked(parts: list[Tensor], array: Array) -> Tensor:
     return torch.stack(rows)
 
 
-def _pad_heads(values: Tensor, n_heads: int, array: Array) -> Tensor:
-    """Room for the heads of the layer that has the most."""
-    missing = n_heads - values.shape[1]
-    if missing == 0:
-        return values
-    empty = values.new_full(
-        (values.shape[0], missing, *values.shape[2:]),
-        -1 if array.integer else torch.nan,
-    )
-    return torch.cat([values, empty], dim=1)
+def _padded(values: Tensor, most: dict[str, int], array: Array) -> Tensor:
+    """Room for the heads of the layer that has the most, and what else varies so."""
+    empty = -1 if array.integer else torch.nan
+    for axis, dim in enumerate(array.dims[1:], start=1):
+        missing = most.get(dim, 0) - values.shape[axis]
+        if missing > 0:
+            sides = [0, 0] * (values.dim() - 1 - axis) + [0, missing]
+            values = torch.nn.functional.pad(values, sides, value=empty)
+    return values
 
 
 def _strings(values: Any) -> np.ndarray:

@@ -186,5 +186,6 @@ def _provenance(
             [repr(s) for s in capture.statistics]
             + ([repr(capture.edges)] if capture.edges else [])
             + (["residual"] if capture.residual else [])
+            + (["vectors"] if capture.vectors else [])
         ),
     }

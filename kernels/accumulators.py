@@ -6,6 +6,7 @@ into one.
 """
 
 from abc import abstractmethod
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -326,16 +327,23 @@ class BlockMap(Accumulator):
     def update(self, tile: Tile) -> None:
         """Add the tile to the blocks that it touches."""
         size = self.size
-        left, right = tile.k0 % size, -tile.k1 % size
-        padded = torch.nn.functional.pad(tile.weights, (left, right))
+        sides = tile.k0 % size, -tile.k1 % size
         columns = slice(tile.k0 // size, -(-tile.k1 // size))
-        parts = padded.unflatten(-1, (-1, size))
-        for row in range(tile.q0 // size, -(-tile.q1 // size)):
-            low = max(row * size - tile.q0, 0)
-            part = parts[:, low : (row + 1) * size - tile.q0]
-            self.total[:, row, columns] += part.sum((1, 3))
-            largest = self.largest[:, row, columns]
-            torch.maximum(largest, part.amax((1, 3)), out=largest)
+
+        def by_block(values: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(values, sides)
+            return padded.unflatten(-1, (-1, size))
+
+        whole = -(-tile.q0 // size) * size, tile.q1 // size * size
+        edges = {tile.q0, min(whole[0], tile.q1), max(whole[1], tile.q0), tile.q1}
+        for low, high in pairwise(sorted(edges)):
+            part = tile.weights[:, low - tile.q0 : high - tile.q0]
+            part = part.unflatten(1, (max((high - low) // size, 1), -1))
+            rows = slice(low // size, -(-high // size))
+            # Rows first: a row's neighbors in memory are then reduced side by side.
+            self.total[:, rows, columns] += by_block(part.sum(2)).sum(-1)
+            largest = self.largest[:, rows, columns]
+            torch.maximum(largest, by_block(part.amax(2)).amax(-1), out=largest)
 
     def merge(self, other: Accumulator) -> None:
         """Add the other's sums and keep the larger maxima."""

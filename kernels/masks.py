@@ -6,12 +6,13 @@ absolute: `query_offset + query index`, `key_offset + key index`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from interp.kernels.bands import band, kept_band, pairs_per_block
 
 Kept = TypeVar("Kept")
 
@@ -137,8 +138,8 @@ class MaskRule:
             ahead = None if inside_ahead else self.ahead
             behind = None if inside_behind else self.behind
             box = q1 - q0, k1 - k0, first
-            band = _kept_band if box[0] * box[1] <= KEPT else _band
-            parts.append(band(*box, ahead, behind, str(self.device or "cpu")))
+            make = kept_band if box[0] * box[1] <= KEPT else band
+            parts.append(make(*box, ahead, behind, str(self.device or "cpu")))
         if self.key_padding is not None:
             parts.append(self.key_padding[:, None, None, k0:k1])
         if self.query_padding is not None:
@@ -341,6 +342,10 @@ class MaskRule:
         return self.kept(("pairs", size), lambda: self._count_pairs(size))
 
     def _count_pairs(self, size: int) -> Tensor:
+        if self.is_band:
+            lengths = self.query_length, self.key_length
+            box = *lengths, self.query_offset - self.key_offset
+            return pairs_per_block(*box, self.ahead, self.behind, size, self.device)
         blocks = []
         for q0 in range(0, self.query_length, size):
             rows = self.rows(q0, min(q0 + size, self.query_length))
@@ -348,29 +353,6 @@ class MaskRule:
             padded = torch.nn.functional.pad(counts, (0, -self.key_length % size))
             blocks.append(padded.unflatten(-1, (-1, size)).sum(-1))
         return torch.stack(blocks, -2)
-
-
-def _band(
-    n_query: int,
-    n_key: int,
-    first: int,
-    ahead: int | None,
-    behind: int | None,
-    device: str,
-) -> Bool[Tensor, "1 1 query key"]:
-    """Pairs within a band; `first` is the distance of the tile's first pair."""
-    query = torch.arange(n_query, device=device)[:, None] + first
-    distance = query - torch.arange(n_key, device=device)
-    inside = torch.ones_like(distance, dtype=torch.bool)
-    if ahead is not None:
-        inside &= distance >= -ahead
-    if behind is not None:
-        inside &= distance <= behind
-    return inside[None, None]
-
-
-_kept_band = lru_cache(maxsize=64)(_band)
-"""For small tiles: all of those along a diagonal are the same."""
 
 
 def _of_sample(function: MaskFunction, sample: int) -> MaskFunction:

@@ -263,7 +263,7 @@ class _Logits:
         logits = self.shaped(0, q1 - q0, k1 - k0)
         n_kv = self.key.shape[0]
         query = self.query[:, q0:q1].to(call.dtype) * factor
-        query = query.reshape(n_kv, -1, query.shape[-1])
+        query = query.unflatten(0, (n_kv, -1)).flatten(1, 2)
         key = self.key[:, k0:k1].transpose(1, 2)
         norm = self.norm[:, q0:q1]
         out = logits.view(n_kv, -1, k1 - k0)

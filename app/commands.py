@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interp.app.bench.commands import bench
+from interp.app.explorer.command import explorer
 from interp.app.options import (
     Device,
     Dtype,
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.command("app")(explorer)
 app.command()(rhythm)
 
 UsageError: Any = typer.BadParameter.__base__

@@ -1,0 +1,1 @@
+"""The explorer's frame: what every page shares. Streamlit runs `script.py`."""

@@ -197,21 +197,24 @@ def in_bridge(
 ) -> Arrays:
     """What interp.trace gives of a bridge around a copy of the model."""
     _require("transformer_lens")
-    from transformer_lens.model_bridge import TransformerBridge
-
     capture = Capture(tuple(wanted), edges=None, residual=False)
-    with _peer("TransformerLens", model), _kept(model.tokenizer) as tokenizer:
-        copied = twin(model)
-        copied.config.architectures = [type(copied).__name__]
-        bridge = TransformerBridge.boot_transformers(
-            model.name,
-            hf_model=copied,
-            tokenizer=tokenizer,
-            device=str(model.device),
-        )
-        bridge.eval()
+    with _peer("TransformerLens", model):
+        bridge = bridged(twin(model), model.tokenizer, model.name)
         traced = trace(bridge, dict(inputs.forward), door=door, capture=capture)
     return _of_trace(traced)
+
+
+def bridged(module: Any, tokenizer: Any, name: str) -> Any:
+    """TransformerLens' bridge around a model, which it changes."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    module.config.architectures = [type(module).__name__]
+    with _kept(tokenizer) as kept:
+        bridge = TransformerBridge.boot_transformers(
+            name, hf_model=module, tokenizer=kept, device=str(module.device)
+        )
+    bridge.eval()
+    return bridge
 
 
 def twin(model: Model) -> Any:

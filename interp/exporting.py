@@ -165,6 +165,21 @@ def for_kvpress(full: HeadSet) -> Tensor:
     return mask
 
 
+def write_duo_attention(full: HeadSet, path: str | Path) -> None:
+    """Writes heads as a pattern of DuoAttention, such as full_attention_heads.tsv.
+
+    Args:
+        full: Heads that keep the whole cache; a KV head keeps it if any of its query
+            heads is among them.
+        path: Of the file: a row a layer, tabs between KV heads, 1 for the whole cache.
+            Trained gates are written by `interp.probes.gate_patterns.save_pattern`.
+    """
+    gates = (~for_kvpress(full)).double().numpy()
+    part = Path(f"{path}.part")
+    np.savetxt(part, gates, fmt="%g", delimiter="\t")
+    part.replace(path)
+
+
 def _patterns(
     trace: xr.DataTree, site: str, layers: list[int] | None
 ) -> list[np.ndarray]:

@@ -45,8 +45,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lies."""
-        return next(self.module.parameters()).device
+        """Where inputs go: to the first parameter; to the CPU if it is not here."""
+        place = next(self.module.parameters()).device
+        return torch.device("cpu") if place.type == "meta" else place
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,7 +136,9 @@ def load(
             extractor = pretrained.load_extractor(module, source, trust_remote_code)
         if tokenizer is not None or words is None:
             words = pretrained.load_tokenizer(tokenizer, source, trust_remote_code)
-        module.to(place).eval()
+        if not getattr(module, "is_quantized", False):  # those lie where they were put
+            module.to(place)
+        module.eval()
     return _model(module, words, name, allow_nonfinite, tell, extractor)
 
 

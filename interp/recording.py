@@ -73,6 +73,10 @@ class Recorder:
     def wanted(self, site: Site) -> list[Statistic]:
         """Statistics to compute at the next call of a site; none if they are there."""
         layer = self.calls.get(site.name, -1) + 1
+        return [] if self.room.done(site.name, layer) else self.asked(site)
+
+    def asked(self, site: Site) -> list[Statistic]:
+        """Statistics of a site that the trace is to hold."""
         wanted = list(self.capture.statistics)
         if site.name == "cross":
             lost = [s.name for s in wanted if s.positional]
@@ -80,8 +84,6 @@ class Recorder:
             if lost and not any(s["what"] == CROSS for s in self.skipped):
                 why = f"query and key have no position in common: {', '.join(lost)}"
                 self.skipped.append({"what": CROSS, "why": why})
-        if self.room.done(site.name, layer):
-            return []
         edges = self.edges[site.name]
         return wanted if edges is None else [*wanted, edges]
 

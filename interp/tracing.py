@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import xarray as xr
 
-from interp.adapters import nnsight
+from interp.adapters import ndif, nnsight
 from interp.adapters.transformer_lens import is_bridge, unbridged
 from interp.capture import Capture
 from interp.editing import in_force
@@ -37,6 +37,7 @@ def trace(
     *,
     tokenizer: Any = None,
     door: Door = "auto",
+    remote: bool | str = False,
     capture: Capture | None = None,
     out: str | Path | None = None,
     resume: bool = True,
@@ -60,6 +61,9 @@ def trace(
         door: `original` puts a TransformerBridge's model back as it was meanwhile,
             `nnsight` runs in a trace of the given nnsight model; `auto` sees the
             model as it is.
+        remote: For an nnsight model, whose weights need not be here: run it on NDIF, on
+            the server of this address, or, with `local`, run here what would be sent.
+            The statistics are made there; the residual stream is left out.
         capture: What to record; every row and column statistic by default.
         out: A Zarr store to grow in, layer by layer; in memory if None.
         resume: Go on with what an interrupted run left in `out`.
@@ -81,8 +85,12 @@ def trace(
         StorageError: `out` holds something else or cannot be written.
     """
     given = model
-    _check_door(given, door)
-    model = model if isinstance(model, Model) else load(model, tokenizer=tokenizer)
+    _check_door(given, "nnsight" if remote and door == "auto" else door)
+    if remote:
+        model = ndif.remote_model(given, tokenizer)
+        _check_remote(model, door)
+    elif not isinstance(model, Model):
+        model = load(model, tokenizer=tokenizer)
     if door == "original" and in_force(model.module):
         raise InputError(
             "door='original' was asked for within an intervention on the bridge, whose "
@@ -97,7 +105,9 @@ def trace(
         if door == "original":
             stack.enter_context(unbridged(model.module))
         provenance = _provenance(model, prepared, capture, name, impl)
-        if door == "nnsight":
+        if remote:
+            provenance["door"] = ndif.DOOR
+        elif door == "nnsight":
             provenance["door"] = DOOR_OF_NNSIGHT
         provenance |= attrs or {}
         if out is None:
@@ -117,12 +127,21 @@ def trace(
             "impl": impl,
             "padding": prepared.decoder.real,
         }
-        recorder.watch(stack)
-        forward = {**prepared.forward, **lean(model.module)}
-        if door == "nnsight":
+        extra = lean(model.module)
+        forward = {**prepared.forward, **extra}
+        if remote:
+            if capture.residual:
+                skipped = {"what": "residual stream", "why": ndif.RESIDUAL}
+                recorder.skipped.append(skipped)
+            asked = given, model, prepared, extra, recorder.asked, remote
+            for visit in ndif.forward(*asked):
+                recorder.visit(visit)
+        elif door == "nnsight":
+            recorder.watch(stack)
             attention = seen_attention(*watched, **options)
             nnsight.forward(given, model.anatomy.sites, attention, forward)
         else:
+            recorder.watch(stack)
             stack.enter_context(tap(*watched, **options))
             model.module(**forward)
     return room.finish(
@@ -149,6 +168,15 @@ def _check_door(model: Any, door: Door) -> None:
             f"door={door!r} was asked for; it is for "
             f"{'a TransformerBridge' if door == 'original' else 'an nnsight model'}, "
             f"got {type(model).__name__}. Pass that object, or leave the door out."
+        )
+
+
+def _check_remote(model: Model, door: Door) -> None:
+    if door == "original" or in_force(model.module):
+        raise InputError(
+            "remote=... was asked for "
+            + ("with door='original'" if door == "original" else "in an intervention")
+            + ", which acts on a model that is here. Leave one of them out."
         )
 
 

@@ -1,12 +1,14 @@
 """The tables of costs: every row, whatever the times."""
 
+import json
 import re
 
 import pytest
 import torch
 from command_line import made, refused, save, says
 
-from interp.app.bench import retrieval
+import interp
+from interp.app.bench import apart, doors, generation, retrieval
 from interp.app.bench.clock import Cost, Effort, NotApplicable, attempt, require_memory
 from interp.app.bench.forwards import FORWARDS
 from interp.app.bench.inputs import model_call, random_call, random_llama
@@ -15,9 +17,11 @@ from interp.app.bench.peers import peer_routes
 from interp.app.bench.race import Entrant, race
 from interp.app.bench.routes import deviation
 from interp.app.bench.table import markdown
-from interp.app.bench.tap import OUT_OF_MEMORY, ROUTES, _markdown
+from interp.app.bench.tap import ROUTES
+from interp.capture import Capture
 from interp.errors import InputError
 from interp.kernels import reference, statistics
+from interp.kernels.definitions import Pattern
 from interp.models import load
 
 CPU = torch.device("cpu")
@@ -60,9 +64,9 @@ class TestTap:
         }
         cells["eager", 64] = None
         cells["traced", 64] = {"cpu": 3.0, "wall": 1.5, "extra": 2**21}
-        rows = rows_of(_markdown("m", [64], cells, 2, 3, "interp bench tap"))
-        assert rows[1][2:] == ["3.00", "1.50", "1.50", "1.50", "2"]
-        assert rows[-1][2] == "not enough memory"
+        found = apart.rows(ROUTES, [64], cells)
+        assert found[1][2:] == ["3.00", "1.50", "1.50", "1.50", "2"]
+        assert found[-1][2:] == ["not enough memory"]
 
     def test_a_measurement_that_fails_says_why(self, tmp_path):
         options = ["--tokens", "64", "--out", tmp_path / "results.md"]
@@ -70,7 +74,54 @@ class TestTap:
         assert says(line, "64 tokens", "no such file or folder", "Check the path.")
 
     def test_the_exit_code_for_short_memory_is_no_other(self):
-        assert OUT_OF_MEMORY not in (0, 1, 2, 130)
+        assert apart.OUT_OF_MEMORY not in (0, 1, 2, 130)
+
+    def test_maps_that_do_not_fit_end_the_process(self, llama):
+        with pytest.raises(SystemExit) as ended:
+            apart.require_room_for_maps(load(llama), 10**7)
+        assert ended.value.code == apart.OUT_OF_MEMORY
+        apart.require_room_for_maps(load(llama), 10)
+
+
+class TestDoors:
+    """Each route in this process, since each is a process of its own otherwise."""
+
+    @pytest.mark.parametrize("route", doors.ROUTES)
+    def test_every_route_is_measured(self, route, llama, capsys):
+        for package in ("nnsight", "transformer_lens"):
+            pytest.importorskip(package)
+        doors._run(str(llama), route, 24, 1, 1)
+        cell = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert set(cell) == {"cpu", "wall", "extra"}
+        assert cell["cpu"] > 0
+
+    def test_patterns_that_others_keep_are_those_of_the_trace(self, llama):
+        for package in ("nnsight", "transformer_lens"):
+            pytest.importorskip(package)
+        ids = torch.arange(3, 27)
+        own = interp.trace(load(llama), ids, capture=Capture((Pattern(),), None, False))
+        wanted = torch.from_numpy(own["self"]["pattern"].values)
+        saved = doors._work(load(llama), "nnsight patterns")(ids)
+        cached = doors._work(load(llama), "lens patterns")(ids)[1]
+        for layer, pattern in enumerate(wanted):
+            torch.testing.assert_close(saved[layer][0], pattern)
+            theirs = cached[f"blocks.{layer}.attn.hook_pattern"][0]
+            torch.testing.assert_close(theirs, pattern)
+
+
+class TestGeneration:
+    @pytest.mark.parametrize("route", generation.ROUTES)
+    def test_both_routes_are_measured(self, route, llama, capsys, monkeypatch):
+        monkeypatch.setattr(generation, "PROMPT", 6)
+        generation._run(str(llama), route, 5, 1, 1)
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["cpu"] > 0
+
+    @pytest.mark.slow
+    def test_the_table_has_a_row_for_both(self, llama):
+        options = ["--tokens", "8", "--repeats", 1, "--threads", 1]
+        table = made("bench", "generation", llama, *options)
+        assert [row[1] for row in rows_of(table)] == list(generation.ROUTES.values())
+        assert says(table, "Generation after 64 tokens", "interp bench generation")
 
 
 class TestKernels:

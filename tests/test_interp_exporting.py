@@ -14,10 +14,12 @@ from interp.exporting import (
     for_circuitsvis,
     for_kvpress,
     to_frames,
+    write_duo_attention,
     write_frames,
 )
 from interp.heads import HeadGrid, HeadSet
 from interp.kernels.definitions import Entropy, Pattern, Received
+from interp.probes.gate_patterns import full_heads, load_pattern
 
 TEXT = "w5 w9 w33 w7 w61"
 PATTERNS = Capture((Pattern(), Entropy(), Received()), None, residual=True)
@@ -109,6 +111,16 @@ def test_kvpress_gets_the_groups_that_stream():
     mask = for_kvpress(HeadSet.parse("L0.H1,L1.H2,L1.H3", grid))
 
     assert mask.tolist() == [[False, True], [True, False]]
+
+
+def test_duo_attention_gets_a_row_of_gates_a_layer(tmp_path):
+    grid = HeadGrid(n_layers=2, n_heads=4, n_kv_heads=2)
+    path = tmp_path / "full_attention_heads.tsv"
+    write_duo_attention(HeadSet.parse("L0.H1,L1.H2,L1.H3", grid), path)
+
+    assert path.read_text("utf-8") == "1\t0\n0\t1\n"
+    kept = full_heads(load_pattern(path, grid), threshold=0.5)
+    assert kept == HeadSet.parse("L0.H0,L0.H1,L1.H2,L1.H3", grid)
 
 
 def test_what_a_view_needs_and_lacks_is_named():

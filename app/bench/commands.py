@@ -41,6 +41,38 @@ def bench_tap(
         publish(tap_table(model, wanted, repeats, threads, progress, typed()))
 
 
+@bench.command("doors")
+def bench_doors(
+    model: Reference = "smollm2-135m",
+    tokens: Annotated[str, typer.Option(help="Lengths.")] = "2048",
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 2,
+    out: Out = None,
+) -> None:
+    """The same statistics through every door, beside keeping every pattern."""
+    from interp.app.bench.doors import doors_table
+
+    wanted = lengths(tokens)
+    with _publishing(out) as publish, progress_bars() as progress:
+        publish(doors_table(model, wanted, repeats, threads, progress, typed()))
+
+
+@bench.command("generation")
+def bench_generation(
+    model: Reference = "smollm2-135m",
+    tokens: Annotated[str, typer.Option(help="How many new ones.")] = "256",
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 2,
+    out: Out = None,
+) -> None:
+    """A text that is written and traced, beside one that is only written."""
+    from interp.app.bench.generation import generation_table
+
+    wanted = lengths(tokens)
+    with _publishing(out) as publish, progress_bars() as progress:
+        publish(generation_table(model, wanted, repeats, threads, progress, typed()))
+
+
 @bench.command("sweep")
 def bench_sweep(
     model: Reference = "smollm2-135m",
@@ -81,6 +113,22 @@ def bench_retrieval(
         publish(
             retrieval_table(model, wanted, depths, threads, names, progress, typed())
         )
+
+
+@bench.command("rhythm")
+def bench_rhythm(
+    model: Reference = "smollm2-135m",
+    tokens: Annotated[str, typer.Option(help="Lengths.")] = "2048,8192",
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 2,
+    out: Out = None,
+) -> None:
+    """The rhythm of a text beside an untraced forward and all eager maps."""
+    from interp.app.bench.rhythm import rhythm_table
+
+    wanted = lengths(tokens)
+    with _publishing(out) as publish, progress_bars() as progress:
+        publish(rhythm_table(model, wanted, repeats, threads, progress, typed()))
 
 
 @bench.command("kernels")

@@ -11,6 +11,7 @@ PACKAGES = (
     "triton",
     "transformers",
     "transformer-lens",
+    "nnsight",
     "flash-colsum",
     "flag-attn",
 )

@@ -1,6 +1,5 @@
 """Models that nnsight has wrapped: the module itself, or attention within its trace."""
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.adapters.shipped import call_name
 from interp.adapters.torch_function import padding_name
 from interp.adapters.versions import warn_untested
 from interp.anatomy import Site
 from interp.errors import InputError, UnsupportedModelError
 
 TESTED = "0.8", "0.9"
-
-_CALL = re.compile(r"attention_interface_\d+")
 
 
 def is_wrapper(model: Any) -> bool:
@@ -25,11 +23,10 @@ def is_wrapper(model: Any) -> bool:
     return kind is not None and isinstance(model, kind)
 
 
-def wrapped_model(wrapper: Any) -> nn.Module:
-    """The transformers model inside, on which nnsight's own traces run as before.
+def known_module(wrapper: Any) -> nn.Module:
+    """The module inside, with or without weights.
 
     Raises:
-        InputError: Its weights are not loaded yet.
         UnsupportedModelError: This version keeps it elsewhere.
     """
     warn_untested("nnsight", *TESTED)
@@ -39,6 +36,17 @@ def wrapped_model(wrapper: Any) -> nn.Module:
             "The module of an nnsight model was looked for in its '_module'; found "
             f"{type(module).__name__}. Install nnsight {TESTED[0]}."
         )
+    return module
+
+
+def wrapped_model(wrapper: Any) -> nn.Module:
+    """The transformers model inside, on which nnsight's own traces run as before.
+
+    Raises:
+        InputError: Its weights are not loaded yet.
+        UnsupportedModelError: This version keeps it elsewhere.
+    """
+    module = known_module(wrapper)
     if any(parameter.is_meta for parameter in module.parameters()):
         raise InputError(
             "An nnsight model was given whose weights are not loaded. Call its "
@@ -67,7 +75,7 @@ def forward(
     """
     with torch.no_grad(), wrapper.trace(**inputs):
         for site in sites:
-            operation = _call_of(wrapper, site)
+            operation = call_of(wrapper, site.module_name)
             (owner, *tensors), options = operation.inputs
             given = {"attention_mask": None} if len(tensors) == 3 else {}
             real = inputs.get(padding_name(wrapper._module, site))
@@ -77,17 +85,18 @@ def forward(
             operation.output = (output, None)
 
 
-def _call_of(wrapper: Any, site: Site) -> Any:
-    """The call of the attention interface in a module's code.
+def call_of(wrapper: Any, module_name: str) -> Any:
+    """The call of the attention interface in a module's code, within a trace.
 
-    A name that is bound and then called counts both: the call is the last of them.
+    Raises:
+        UnsupportedModelError: The module's code makes no such call.
     """
-    source = wrapper.get(site.module_name).source
-    calls = [name for name in source.names if _CALL.fullmatch(name)]
-    if not calls:
+    source = wrapper.get(module_name).source
+    name = call_name(source.names)
+    if name is None:
         raise UnsupportedModelError(
-            f"A call 'attention_interface_<n>' was looked for in {site.module_name}; "
+            f"A call 'attention_interface_<n>' was looked for in {module_name}; "
             f"nnsight names {', '.join(source.names)}. Use door='auto', which traces "
             "the module itself."
         )
-    return source.node(calls[-1])
+    return source.node(name)

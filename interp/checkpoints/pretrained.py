@@ -45,6 +45,13 @@ def load(
         module, info = kind.from_pretrained(
             source, dtype=dtype, weights_only=True, output_loading_info=True, **options
         )
+    except ImportError as error:
+        said = " ".join(str(error).split())
+        raise UnsupportedModelError(
+            f"a model was to be loaded from {source}; how its weights are stored needs "
+            f"another package ({said[:300]}). Install that, or load a checkpoint that "
+            "is not quantized."
+        ) from error
     except (
         *(OSError, ValueError, KeyError, RuntimeError),
         *(SafetensorError, pickle.UnpicklingError),

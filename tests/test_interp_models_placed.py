@@ -1,5 +1,7 @@
 """Models that are spread over devices, lie on the disk, or are compiled."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import transformers as hf
@@ -7,6 +9,7 @@ import xarray as xr
 from tiny_models import tiny
 
 import interp
+from interp.doctor import examine
 from interp.errors import UnsupportedModelError
 from interp.interventions import AblateHeads
 
@@ -84,3 +87,30 @@ def test_a_compiled_model_is_traced_by_its_own_code(wrapped, untouched):
         assert torch.equal(compiled(ids).logits, plain.module(ids).logits)
     with torch.no_grad():
         assert torch.equal(compiled(ids).logits, before)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="is installed")
+def test_weights_that_need_another_package_are_told_with_its_name(tmp_path):
+    module = tiny("llama")[0]
+    module.save_pretrained(tmp_path)
+    module.config.quantization_config = hf.BitsAndBytesConfig(load_in_8bit=True)
+    module.config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"bitsandbytes.*Install"):
+        interp.load(tmp_path)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="is not installed")
+def test_quantized_weights_are_traced_as_the_model_itself_runs_them(tmp_path):
+    tiny("llama")[0].save_pretrained(tmp_path / "plain")
+    module = hf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain",
+        quantization_config=hf.BitsAndBytesConfig(load_in_8bit=True),
+    ).eval()
+    module.save_pretrained(tmp_path / "quantized")
+    for ref in (module, tmp_path / "quantized"):
+        model = interp.load(ref)
+        kinds = {type(part).__name__ for part in model.module.modules()}
+        assert "Linear8bitLt" in kinds
+        found = examine(model, torch.tensor([IDS]), peers=False)
+        assert found.agrees, found.doors
+        assert found.doors["works"].all(), found.doors

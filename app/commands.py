@@ -132,12 +132,23 @@ def trace(
     out: Annotated[Path, typer.Option(help="Zarr store to write or go on with.")],
     statistics: Names = None,
     max_tokens: MaxTokens = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Let the model go on for so many, and trace both."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
     """Statistics of every head on one text, into a Zarr store."""
     import interp
     from interp.app.texts import parse_statistics, read_texts
+    from interp.app.writing import write_and_trace
+
+    if new_tokens is not None and max_tokens is not None:
+        raise InputError(
+            f"--max-tokens {max_tokens} cuts a text that --new-tokens {new_tokens} is "
+            "to continue. Leave one of them out."
+        )
 
     [(name, content)] = read_texts([text]).items()
     capture = parse_statistics(split("--statistics", statistics))
@@ -148,15 +159,19 @@ def trace(
             dtype=dtype,
             progress=lambda step: progress(step, 0, 0),
         )
-        interp.trace(
-            loaded,
-            content,
-            capture=capture,
-            out=out,
-            max_tokens=max_tokens,
-            name=name,
-            progress=lambda done, total: progress(name, done, total),
-        )
+        if new_tokens is not None:
+            asked = content, new_tokens, capture, out, name, progress
+            write_and_trace(loaded, *asked)
+        else:
+            interp.trace(
+                loaded,
+                content,
+                capture=capture,
+                out=out,
+                max_tokens=max_tokens,
+                name=name,
+                progress=lambda done, total: progress(name, done, total),
+            )
     typer.echo(out)
 
 

@@ -198,7 +198,7 @@ class _Watch(TorchFunctionMode):
             scores[..., :0],
             value[..., :0],
             value,
-            scores > HIDDEN,
+            _one_for_all(scores > HIDDEN),
             scaling=1.0,
             position_bias=scores,
             s_aux=sinks,
@@ -211,6 +211,8 @@ class _Watch(TorchFunctionMode):
         assert self.weights is not None
         n_keys = left.shape[-1]
         own = self.weights[..., :n_keys].to(left.dtype).reshape(left.shape)
+        if torch.equal(own, left):
+            return
         visible = (self.scores[..., :n_keys] > HIDDEN).reshape(left.shape)
         if ((own != left) & visible).any():
             raise UnsupportedModelError(
@@ -267,6 +269,12 @@ class _Watch(TorchFunctionMode):
             f"{type(self.owner).__name__} has learned sinks, looked for in its "
             "'sinks'; there are none. Its attention cannot be reached."
         )
+
+
+def _one_for_all(visible: Tensor) -> Tensor:
+    """One head's mask where all heads have the same: what is counted costs less."""
+    first = visible[:, :1]
+    return first if torch.equal(first.expand_as(visible), visible) else visible
 
 
 def _given(inputs: Any, options: dict[str, Any]) -> dict[str, Any]:

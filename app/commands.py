@@ -24,6 +24,7 @@ from interp.app.options import (
     typed,
 )
 from interp.app.progress import progress_bars
+from interp.app.report_command import report
 from interp.app.rhythm_command import rhythm
 from interp.errors import InputError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command("app")(explorer)
 app.command()(rhythm)
+app.command()(report)
 
 UsageError: Any = typer.BadParameter.__base__
 """Of every wrong argument; typer does not name it."""
@@ -333,32 +335,6 @@ def influence(
     if already:
         typer.echo("This table is complete; nothing was left to do.", err=True)
     typer.echo(table)
-
-
-@app.command()
-def report(
-    study: Annotated[
-        Path, typer.Argument(help="TOML file: models, heads, modes and tasks.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results. Unset: study-FILE.")
-    ] = None,
-    device: Device = "auto",
-) -> None:
-    """A scripted study, many ablations side by side: index.html, study.csv.
-
-    Prints the path of the page. Models that fail are told of at the end; the others
-    are finished. An interrupted run goes on with the same command.
-    """
-    from interp.app.study import make, read_study
-
-    with progress_bars() as progress:
-        page, failed = make(
-            read_study(study), out or Path(f"study-{study.stem}"), device, progress
-        )
-    typer.echo(page)
-    if failed:
-        raise InputError(failed)
 
 
 @app.command()

@@ -2,11 +2,9 @@
 
 import re
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -26,6 +24,7 @@ from interp.app.heads import Choice, read_heads
 from interp.app.options import typed
 from interp.app.progress import Progress
 from interp.app.results import BEFORE, to_table
+from interp.app.study_file import StudyFile, placed
 from interp.app.tasks import Spec, read_tasks
 from interp.app.texts import read_texts
 from interp.errors import InputError, InterpError
@@ -73,22 +72,15 @@ class Study:
     content_hash: str
 
 
-def read_study(path: Path) -> Study:
-    """Read a study's file, and everything that it names but models.
+def read_study(file: StudyFile) -> Study:
+    """What a study's file asks for, and everything that it names but models.
 
     Raises:
-        InputError: It is missing, no TOML, or says something that a study does not
-            have, with its line; or a task, text or set of heads cannot be read.
+        InputError: It says something that a study does not have, with its line; or a
+            task, text or set of heads cannot be read.
     """
-    text = _text(path)
-    try:
-        said = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(
-            f"The study {path} cannot be read as TOML: {error}. Mend that line."
-        ) from error
-    where = _Where(path, text)
-    where.require(said, KEYS)
+    path, said = file.path, file.said
+    file.require(said, KEYS)
     for key in ("models", "heads"):
         if not said.get(key):
             raise InputError(
@@ -99,12 +91,12 @@ def read_study(path: Path) -> Study:
     heads = {}
     for name, table in said["heads"].items():
         if not isinstance(table, dict):
-            raise where.wrong(name, "is no table", f"Write {_LIKE}")
-        where.require(table, HEAD_KEYS)
+            raise file.wrong(name, "is no table", f"Write {_LIKE}")
+        file.require(table, HEAD_KEYS)
         named = table.get("heads")
         named = named.split(",") if isinstance(named, str) else named
-        file = folder / table["file"] if "file" in table else None
-        choice = read_heads(named, file, table.get("top"))
+        listed = folder / table["file"] if "file" in table else None
+        choice = read_heads(named, listed, table.get("top"))
         heads[name] = choice, table.get("groups", False)
     texts = read_texts([folder / each for each in said.get("texts", [])])
     tasks = tuple(said.get("tasks", ["nll"]))
@@ -112,7 +104,7 @@ def read_study(path: Path) -> Study:
     return Study(
         path=path,
         title=said.get("title", path.stem),
-        models=tuple(_placed(folder, each) for each in said["models"]),
+        models=tuple(placed(folder, each) for each in said["models"]),
         heads=heads,
         modes=ablate.read_modes(said.get("modes", ["zero"])),
         tasks=tasks,
@@ -121,7 +113,7 @@ def read_study(path: Path) -> Study:
         n_controls=said.get("controls"),
         seed=said.get("seed", 0),
         dtype=said.get("dtype"),
-        content_hash=digest(text),
+        content_hash=digest(file.text),
     )
 
 
@@ -233,62 +225,6 @@ def _table(parts: list[Part]) -> pd.DataFrame:
     p = table["p"].where(table["asked"] == BEFORE)
     table["p_holm_study"] = holm(xr.DataArray(p.to_numpy())).values
     return table
-
-
-@dataclass(frozen=True)
-class _Where:
-    """Finds in a file what was wrong."""
-
-    path: Path
-    text: str
-
-    def require(self, table: dict[str, Any], keys: dict[str, Any]) -> None:
-        """Refuses keys that there are not, and values of another kind."""
-        for key, value in table.items():
-            if key not in keys:
-                raise self.wrong(key, "is no key", f"There are {', '.join(keys)}.")
-            kind = keys[key]
-            is_bool = isinstance(value, bool) and kind is not bool
-            if not isinstance(value, kind) or is_bool:
-                raise self.wrong(key, f"is {value!r}", f"It takes {_kind(kind)}.")
-            if isinstance(value, int) and value < (key == "max_tokens"):
-                raise self.wrong(
-                    key, f"is {value}", "It counts from 0 on, tokens from 1."
-                )
-            if isinstance(value, list) and not all(
-                isinstance(each, (str, dict) if key == "tasks" else str)
-                for each in value
-            ):
-                raise self.wrong(key, f"is {value!r}", "It takes a list of texts.")
-
-    def wrong(self, key: str, what: str, remedy: str) -> InputError:
-        """An error on a key, with its line."""
-        pattern = rf"^\s*(\[.*\b)?[\"']?{re.escape(key)}\b"
-        lines = enumerate(self.text.splitlines(), 1)
-        number = next((n for n, line in lines if re.match(pattern, line)), None)
-        place = f", line {number}" if number else ""
-        return InputError(f"The study {self.path}{place}: {key} {what}. {remedy}")
-
-
-def _kind(kind: Any) -> str:
-    names = {str: "a text", list: "a list", int: "a whole number", dict: "tables"}
-    names[bool] = "true or false"
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(names[each] for each in kinds)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"The study {path} cannot be read: {error}. Give the path of a TOML file."
-        ) from error
-
-
-def _placed(folder: Path, model: str) -> str:
-    """A model's folder or file, where the study names one beside it."""
-    return str(folder / model) if (folder / model).exists() else model
 
 
 def _names(models: tuple[str, ...]) -> list[str]:

@@ -1,5 +1,7 @@
 """How sure a mean is."""
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 
@@ -99,3 +101,36 @@ def block_means(
     means = xr.concat([part.mean(dim, dtype="float64") for part in parts], "block")
     counts = xr.concat([part.count(dim) for part in parts], "block")
     return means, counts
+
+
+def statistic_interval(
+    statistic: Callable[[np.ndarray], float],
+    n: int,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic that is no mean.
+
+    Args:
+        statistic: Its value over the measurements with these indices, in 0 to n - 1,
+            repetitions included.
+        n: Number of measurements.
+        level: Share of resampled values inside the interval.
+        resamples: Number of resamples.
+        seed: Of the random numbers.
+
+    Returns:
+        Low and high; NaN with fewer than two measurements.
+
+    Source:
+        Efron 1979.
+    """
+    if n < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(rng.integers(n, size=n)) for _ in range(resamples)]
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)

@@ -11,6 +11,7 @@ from test_viz_report import Page
 
 from interp.app import study as app_study
 from interp.app.study import read_study
+from interp.app.study_file import StudyFile
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "study.toml"
 
@@ -56,7 +57,7 @@ def written(root):
 
 class TestExample:
     def test_the_repository_s_example_names_the_default_model(self):
-        study = read_study(EXAMPLE)
+        study = read_study(StudyFile.read(EXAMPLE))
         assert study.models == ("smollm2-135m",)
         assert set(study.heads) == {"induction", "sinks"}
 

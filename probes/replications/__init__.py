@@ -1,0 +1,1 @@
+"""Published claims, each with what is measured to test it and a rule that judges it."""

@@ -13,7 +13,7 @@ from interp.forward import evaluating, lean
 from interp.hooks import on_output
 from interp.models import Model
 
-CHUNK = 1 << 23
+CHUNK = 1 << 22
 """Logits that are worked on at a time."""
 
 
@@ -58,7 +58,8 @@ def expectations(
     targets = torch.tensor(tokens, device=model.device)
     any_token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     step = max(1, CHUNK // (model.anatomy.vocab_size or CHUNK))
-    parts: dict[str, list[Tensor]] = {"entropy": [], "nll": []}
+    # Made first: what stays, made between logits that go, would leave holes in memory.
+    found = {name: np.empty(len(tokens)) for name in ("entropy", "nll")}
     with torch.no_grad(), evaluating(module):
         for rows in (slice(n, n + step) for n in range(0, len(tokens), step)):
             given, own = states[None, rows], targets[rows, None]
@@ -67,13 +68,12 @@ def expectations(
                 logits = module(any_token, **lean(module, len(own))).logits[0]
             log_p = logits.to(torch.promote_types(logits.dtype, torch.float32))
             log_p.sub_(log_p.logsumexp(-1, keepdim=True))
-            parts["nll"].append(-log_p.gather(1, own)[:, 0])
+            found["nll"][rows] = -log_p.gather(1, own)[:, 0].double().cpu()
             log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # 0 times infinity is none
-            parts["entropy"].append(-torch.linalg.vecdot(log_p.exp(), log_p))
+            entropy = -torch.linalg.vecdot(log_p.exp(), log_p)
+            found["entropy"][rows] = entropy.double().cpu()
             del logits, log_p
-    return {
-        name: torch.cat(values).double().cpu().numpy() for name, values in parts.items()
-    }
+    return found
 
 
 def _body(model: Model) -> Any:

@@ -15,6 +15,8 @@ from interp.evaluation import check
 from interp.forward import evaluating, lean
 from interp.inputs import prepare
 from interp.kernels.definitions import KEY
+from interp.memory import frugal
+from interp.piecewise import piecewise
 from interp.predictions import expectations, final_states
 from interp.probes.horizons import END, Horizon, label, received_within
 from interp.probes.rhythm import Rhythm
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from interp.models import Model
 
 
+@frugal()
 def trace_chain(
     model: "Model",
     item: Item,
@@ -75,10 +78,12 @@ def trace_chain(
         )
     sites = model.anatomy.at("self")
     chosen = options.reach.among(len(sites))
+    has_sinks = any(site.learned_sinks for site in sites)
     open_ended = {(0, None), options.receivers.horizon}
     horizons = [each for each in options.horizons if each not in open_ended]
     n_heads = max(site.n_heads for site in sites)
-    room = _Room(options, horizons, first, n_tokens, len(chosen), n_heads)
+    shape = len(chosen), n_heads, n_tokens - first
+    room = _Room(options, horizons, first, shape, has_sinks=has_sinks)
 
     def visit(seen: Visit) -> None:
         if seen.site.layer in chosen:
@@ -99,6 +104,7 @@ def trace_chain(
             impl=impl,
         )
         stack.enter_context(watched)
+        stack.enter_context(piecewise(model.module, model.anatomy))
         model.module(**prepared.forward, **lean(model.module))
     words = np.array(prepared.decoder.text[0][first:], dtype=object)
     node = room.dataset(sites, chosen, words)
@@ -132,23 +138,24 @@ class _Room:
         options: Rhythm,
         horizons: Sequence[Horizon],
         first: int,
-        n_tokens: int,
-        n_layers: int,
-        n_heads: int,
+        shape: tuple[int, int, int],
+        *,
+        has_sinks: bool,
     ) -> None:
-        self.horizons, self.first, self.n_tokens = horizons, first, n_tokens
+        self.horizons, self.first, self.n_tokens = horizons, first, first + shape[2]
         self.specs = [(a, s) for s in options.statistics for a in s.arrays]
-        shape = n_layers, n_heads, n_tokens - first
-        self.arrays = {
-            array.name: np.full(shape, np.nan, dtype="float32")
-            for array, _ in self.specs
-        }
+        names = [array.name for array, _ in self.specs]
+        self.arrays = {name: np.full(shape, np.nan, dtype="float32") for name in names}
+        if not has_sinks:  # nothing is taken, which needs no room
+            self.arrays["learned_sink"] = np.broadcast_to(np.float32(0), shape)
         self.within = np.full((*shape, len(horizons)), np.nan, dtype="float32")
 
     def take(self, seen: Visit, layer: int) -> None:
         """What one layer's attention gave, of the response only."""
         heads = slice(0, seen.site.n_heads)
         for name, room in self.arrays.items():
+            if not room.flags.writeable:
+                continue
             own = seen.arrays[name][0, :, self.first :]
             room[layer, heads] = own.float().cpu().numpy()
         for n, horizon in enumerate(self.horizons):

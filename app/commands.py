@@ -352,14 +352,30 @@ def doctor(
     The exit code is 1 if one of them does not.
     """
     from interp.app.doctor import diagnose
+    from interp.app.families import families_page
     from interp.app.texts import read_texts
 
-    with progress_bars() as progress:
-        views, agrees = diagnose(
-            model, read_texts(text), max_tokens, device, dtype, progress
+    if (model is None) == (families is None):
+        raise InputError(
+            "Give either a model or --families; got "
+            f"{'neither' if model is None else 'both'}."
         )
-    for view in views:
-        Console().print(view)
+    with progress_bars() as progress:
+        if model is None:
+            names = split("--families", families) or []
+            page, agrees = families_page(names, progress, typed())
+        else:
+            views, agrees = diagnose(
+                model, read_texts(text), max_tokens, device, dtype, progress
+            )
+    if model is not None:
+        for view in views:
+            Console().print(view)
+    elif out is None:
+        typer.echo(page)
+    else:
+        out.write_text(page, encoding="utf-8")
+        typer.echo(out)
     if not agrees:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 On a short text every door gives its statistics, beside those of the model's own eager
 attention in float64, which is the truth here. A door agrees if it is as precise as the
 eager attention in the model's own precision: its error is at most twice that one's
+(the largest of the model and of three copies whose weights are moved by one rounding)
 plus one rounding of the largest value.
 """
 
@@ -17,12 +18,16 @@ from torch import Tensor
 
 from interp.anatomy import Site
 from interp.doors import (
+    SEEN,
     Arrays,
+    Calls,
+    defined,
     eager_arrays,
     exact,
     in_bridge,
     in_nnsight,
     ours,
+    rounded,
     run,
     twin,
 )
@@ -36,6 +41,9 @@ from interp.tap import Visit, computed_by_hand, door_of
 
 TOKENS = 64
 """Of the text that every door reads."""
+
+TWINS = (1, 2, 3)
+"""Seeds of the copies that tell what rounding alone does."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ def examine(
     inputs: Any,
     *,
     max_tokens: int | None = TOKENS,
+    peers: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Examination:
     """Runs a short text through every door.
@@ -89,6 +98,7 @@ def examine(
         model: As `interp.load` returns it; left as it was.
         inputs: A text, token ids or ready model inputs; one of them.
         max_tokens: Keep at most this many tokens; None for ready inputs.
+        peers: Try the doors of other packages too, and measure time and memory.
         progress: Told the name of each door before it is tried.
 
     Raises:
@@ -98,9 +108,10 @@ def examine(
     model.anatomy.require_attention()
     prepared = prepare(model, inputs, max_tokens)
     calls: dict[tuple[str, int], AttentionCall] = {}
+    numbers = Calls()
 
     def keep(visit: Visit) -> None:
-        calls[visit.site.name, visit.site.layer] = visit.call
+        calls[visit.site.name, numbers.next(visit.site)] = visit.call
 
     progress("reading")
     run(model, prepared, keep)
@@ -110,11 +121,9 @@ def examine(
     eager = _Door(
         "eager maps", lambda: eager_arrays(twin(model), prepared, calls, wanted)
     )
-    doors = [
-        eager,
-        _Door(
-            door_of(model.module, model.anatomy), lambda: ours(model, prepared, wanted)
-        ),
+    own = door_of(model.module, model.anatomy)
+    doors = [eager, _Door(own, lambda: ours(model, prepared, wanted))]
+    others = [
         _Door("nnsight trace", lambda: in_nnsight(model, prepared, wanted)),
         _Door(
             "TransformerLens, bridged",
@@ -125,12 +134,21 @@ def examine(
             lambda: in_bridge(model, prepared, wanted, "original"),
         ),
     ]
+    doors += others if peers else []
     for door in doors:
         progress(door.name)
-        _try(door)
+        _try(door, is_timed=peers)
     progress("float64")
     truth, of = exact(model, prepared, calls, wanted)
-    rows = [_row(door, truth, eager) for door in doors]
+    honest = [eager.found]
+    if eager.found:
+        honest += [
+            eager_arrays(rounded(twin(model), seed), prepared, calls, wanted)
+            for seed in TWINS
+        ]
+    if of == SEEN:
+        honest.append(defined(calls, wanted))
+    rows = [_row(door, truth, honest) for door in doors]
     return Examination(
         layers=pd.DataFrame([_layer(site, model) for site in model.anatomy.sites]),
         doors=pd.DataFrame(rows),
@@ -142,9 +160,12 @@ def examine(
     )
 
 
-def _try(door: _Door) -> None:
+def _try(door: _Door, is_timed: bool) -> None:
     """Runs a door; what stops it is its reason."""
     try:
+        if not is_timed:
+            door.found = door.run()
+            return
         door.run()  # first calls set up threads and caches
         with peak_memory() as peak:
             begin = time.process_time()
@@ -155,7 +176,7 @@ def _try(door: _Door) -> None:
         door.why = str(error)
 
 
-def _row(door: _Door, truth: Arrays, eager: _Door) -> dict[str, Any]:
+def _row(door: _Door, truth: Arrays, honest: list[Arrays]) -> dict[str, Any]:
     row = {
         "door": door.name,
         "works": bool(door.found),
@@ -175,12 +196,15 @@ def _row(door: _Door, truth: Arrays, eager: _Door) -> dict[str, Any]:
         keys = [key for key in truth if key[2] == name and key in door.found]
         largest = max(_largest(truth[key]) for key in keys)
         error = max(_error(door.found[key], truth[key]) for key in keys)
-        known = [key for key in keys if key in eager.found]
-        honest = max((_error(eager.found[k], truth[k]) for k in known), default=0.0)
+        rounding = max(
+            (_error(e[k], truth[k]) for e in honest for k in keys if k in e),
+            default=0.0,
+        )
         eps = torch.finfo(door.found[keys[0]].dtype).eps
-        allowed = 2 * (honest + eps * largest)
-        if error / allowed >= worst:
-            worst = error / allowed
+        allowed = 2 * (rounding + eps * largest) + torch.finfo(torch.float64).tiny
+        share = error / allowed if error else 0.0
+        if share >= worst:
+            worst = share
             row |= {"statistic": name, "error": error, "allowed": allowed}
     row["agrees"] = worst <= 1 and not missing
     if missing:

@@ -1,6 +1,7 @@
 """What each door into a model gives of one short text, all in the same form."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,18 @@ Arrays = dict[tuple[str, int, str], Tensor]
 """By site, layer and name of the array."""
 
 
+class Calls:
+    """Numbers the calls of each site; one module may attend in many layers (ALBERT)."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def next(self, site: Site) -> int:
+        """The layer of a site's next call."""
+        self.counts[site.name] += 1
+        return self.counts[site.name] - 1
+
+
 def _fitting(site: Site, wanted: Sequence[Statistic]) -> list[Statistic]:
     """Those that can be asked of a site."""
     return [s for s in wanted if site.name != "cross" or not s.positional]
@@ -47,10 +60,12 @@ def _fitting(site: Site, wanted: Sequence[Statistic]) -> list[Statistic]:
 def ours(model: Model, inputs: Inputs, wanted: Sequence[Statistic]) -> Arrays:
     """The statistics of the tap."""
     found: Arrays = {}
+    calls = Calls()
 
     def keep(visit: Visit) -> None:
+        layer = calls.next(visit.site)
         found.update(
-            ((visit.site.name, visit.site.layer, name), values)
+            ((visit.site.name, layer, name), values)
             for name, values in visit.arrays.items()
             if values.is_floating_point()
         )
@@ -88,7 +103,8 @@ def eager_arrays(
                 f"{type(module).__name__} gives out {len(own)} maps of the site "
                 f"{name}, fewer than it has layers; nothing can be held against them."
             )
-        weights = own[layer].to(call.query.device)
+        weights = own[layer].to(call.query.device)[: call.n_batch]
+        _require_weights(module, weights, call)
         call = replace(
             call,
             query=call.query.to(weights.dtype),
@@ -105,12 +121,44 @@ def eager_arrays(
     return found
 
 
+def rounded(module: nn.Module, seed: int) -> nn.Module:
+    """The model with each weight moved up or down by one rounding, in its place."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.is_floating_point():
+                up = (torch.rand(weight.shape, generator=draw) < 0.5).to(weight.device)
+                step = torch.finfo(weight.dtype).eps * weight
+                weight += torch.where(up, step, -step)
+    return module
+
+
+def _require_weights(module: nn.Module, maps: Tensor, call: AttentionCall) -> None:
+    """Refuses what a model gives out in the place of the weights that it applies."""
+    name = type(module).__name__
+    shape = (*call.query.shape[:3], call.key.shape[2])
+    sums = maps.double().sum(-1)
+    if tuple(maps.shape) != shape:
+        what = f"of shape {tuple(maps.shape)} instead of {shape}"
+    elif (maps < 0).any() or (sums > 1.01).any():
+        what = "that are no weights: negative, or rows of more than 1"
+    elif call.score.sink_logits is not None and (sums > 1 - 1e-6).all():
+        what = "before its learned sink has taken its share"
+    else:
+        return
+    raise UnsupportedModelError(
+        f"{name} gives out maps {what}; nothing can be held against them."
+    )
+
+
 def _maps(module: Any, inputs: Inputs) -> dict[str, Sequence[Tensor]]:
     """The model's own eager maps `[sample, head, query, key]`, by site."""
     before = module.config._attn_implementation
     try:
         with torch.no_grad(), evaluating(module):
             module.set_attn_implementation("eager")
+            if module.config._attn_implementation != "eager":
+                raise ValueError("it cannot be switched to eager")
             options = lean(module) | {"output_attentions": True}
             output = module(**inputs.forward, **options)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -124,7 +172,10 @@ def _maps(module: Any, inputs: Inputs) -> dict[str, Sequence[Tensor]]:
         site: next((output.get(field) for field in fields if output.get(field)), ())
         for site, fields in MAPS.items()
     }
-    return {site: [m for m in maps if m is not None] for site, maps in given.items()}
+    return {
+        site: [each for each in maps if isinstance(each, Tensor)]
+        for site, maps in given.items()
+    }
 
 
 def exact(
@@ -151,22 +202,31 @@ def exact(
             return found, "the model's eager attention in float64"
         except InterpError:
             pass
+    return defined(calls, wanted, torch.float64), SEEN
+
+
+SEEN = "the definitions in float64 on the queries and keys that were seen"
+
+
+def defined(
+    calls: dict[tuple[str, int], AttentionCall],
+    wanted: Sequence[Statistic],
+    dtype: torch.dtype | None = None,
+) -> Arrays:
+    """The definitions on the queries and keys that were seen, in a precision."""
     found: Arrays = {}
     for (name, layer), call in calls.items():
-        exact = replace(
-            call,
-            query=call.query.double(),
-            key=call.key.double(),
-            value=call.value.double(),
-        )
+        if dtype is not None:
+            tensors = {n: getattr(call, n).to(dtype) for n in ("query", "key", "value")}
+            call = replace(call, **tensors)
         fitting = tuple(s for s in wanted if name != "cross" or not s.positional)
-        arrays = reference.statistics(exact, fitting)
+        arrays = reference.statistics(call, fitting)
         found |= {
             (name, layer, key): values
             for key, values in arrays.items()
             if values.is_floating_point()
         }
-    return found, "the definitions in float64 on the queries and keys that were seen"
+    return found
 
 
 def _of_trace(trace: xr.DataTree) -> Arrays:

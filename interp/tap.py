@@ -94,7 +94,15 @@ def tap(
         if len(by_hand) < len(anatomy.sites):
             answering = answered_by(module, attention, lazy_mask)
             stack.enter_context(answering)
-        yield
+        try:
+            yield
+        except (AttributeError, TypeError) as error:
+            if MaskRule.__name__ not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"{type(module).__name__} computes with its mask, where a rule stands "
+                f"instead of a tensor ({error}). Its attention cannot be traced."
+            ) from error
 
 
 def seen_attention(

@@ -360,22 +360,20 @@ def doctor(
             "Give either a model or --families; got "
             f"{'neither' if model is None else 'both'}."
         )
-    with progress_bars() as progress:
-        if model is None:
-            names = split("--families", families) or []
-            page, agrees = families_page(names, progress, typed())
-        else:
+    if model is not None:
+        with progress_bars() as progress:
             views, agrees = diagnose(
                 model, read_texts(text), max_tokens, device, dtype, progress
             )
-    if model is not None:
         for view in views:
             Console().print(view)
-    elif out is None:
-        typer.echo(page)
     else:
-        out.write_text(page, encoding="utf-8")
-        typer.echo(out)
+        names = split("--families", families) or []
+        with progress_bars() as progress:
+            page, agrees = families_page(names, progress, typed())
+        if out is not None:
+            out.write_text(page, encoding="utf-8")
+        typer.echo(page if out is None else out)
     if not agrees:
         raise typer.Exit(1)
 

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import xarray as xr
 
-from interp.probes.crossattn.measures import MEASURES
-
 Draw = np.random.Generator
+MEASURES = ("pearson", "spearman", "topk", "js_distance", "peak")
 METHODS = ("gradient", "perturbation")
 BASELINES = ("attention", "rollout")
 EXPLANATIONS = ("attention", "perturbation", "perturbation@states", "random")

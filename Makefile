@@ -9,11 +9,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := interp kernels probes interventions viz app tests
 
-.PHONY: help demo test quality format clean
+.PHONY: help demo test quality format docs replications release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## Draw the head atlas of the default model on the shipped text
 	@$(BIN)/interp atlas smollm2-135m --out $(OUT)
@@ -30,6 +30,21 @@ quality: $(VENV)/.dev ## Check style, formatting and types
 format: $(VENV)/.dev ## Sort imports and format
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
+
+# interp.kernels is no regular package (see kernels/README.md), and tools that walk
+# packages miss it: they read a copy in which it is one.
+docs: $(VENV)/.dev ## Build the documentation into build/site; warnings are errors
+	@rm -rf build/api && mkdir -p build/api
+	@cp -rL interp build/api/ && touch build/api/interp/kernels/__init__.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+replications: $(VENV)/.installed ## Test published claims again; writes docs/replications.md
+	@$(BIN)/interp report docs/replications.toml --out build/replications
+	@cp build/replications/replications.md docs/replications.md
+
+release-check: $(VENV)/.dev ## Build wheel and sdist, and try both in a clean environment
+	@PYTHON=$(BIN)/python .ci/release-check
 
 clean: ## Remove the environment, caches and the demo's output
 	rm -rf $(VENV) $(OUT) build dist interp.egg-info .pytest_cache .ruff_cache .hypothesis

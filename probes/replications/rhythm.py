@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from interp.probes.chain_trace import trace_chain
-from interp.probes.coupling import Coupling
 from interp.probes.experiment import Progress
 from interp.probes.horizons import label
 from interp.probes.preplan import rhythm
@@ -47,8 +46,8 @@ class PreplanThenAnchor(Claim):
     method = (
         "Chains that the model itself writes, sampled at 0.7, on shipped questions; it "
         "is far too small to solve most. Peaks are the top 20 % of tokens, since the "
-        "paper does not say what a peak is. Lift: observed over expected, minus 1. "
-        "Shuffled peaks are the paper's chance; shifted ones keep their distances."
+        "paper does not say what a peak is. Lift: observed over expected, minus 1; "
+        "expected with shuffled peaks, as in the paper."
     )
 
     def measure(
@@ -58,7 +57,7 @@ class PreplanThenAnchor(Claim):
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> list[Evidence]:
-        """Lifts of the three links, and of the first against a stricter chance."""
+        """Lifts of the three links."""
         questions = shipped(QUESTIONS).splitlines()[: self.n_chains]
         source = [{"question": each} for each in questions]
         task = Chains(source, max_new_tokens=self.max_new_tokens)
@@ -71,21 +70,16 @@ class PreplanThenAnchor(Claim):
         for done, item in enumerate(items):
             told(progress, self.name, done, len(items))
             traces.append(trace_chain(model, item, options))
-        shifted = Rhythm(horizons=(ALL,), coupling=Coupling(null="shift"))
-        found = {
-            "shuffled": rhythm(traces, options=options),
-            "shifted": rhythm(traces, options=shifted),
+        found = rhythm(traces, options=options)
+        asked = {
+            "follows": "anchors at or after a WAAD peak",
+            "entropy": "entropy at WAAD peaks",
+            "receivers": "receiver heads' peaks that are global ones",
         }
-        asked = (
-            ("follows", "shuffled", "anchors at or after a WAAD peak"),
-            ("follows", "shifted", "the same, peaks shifted together"),
-            ("entropy", "shuffled", "entropy at WAAD peaks"),
-            ("receivers", "shuffled", "receiver heads' peaks that are global ones"),
-        )
         n = f"{len(items)} chains"
         evidence = []
-        for link, null, what in asked:
-            at = found[null].sel(link=link, horizon=label(ALL))
+        for link, what in asked.items():
+            at = found.sel(link=link, horizon=label(ALL))
             low, high = at["lift_interval"].values
             lift = float(at["mean_lift"])
             evidence.append(

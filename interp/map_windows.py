@@ -128,6 +128,13 @@ class LongMap:
             self.base = Blocks(size, *map(torch.cat, zip(*arrays, strict=True)))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept beside query and key."""
+        held = [blocks for blocks in (self.base, *self._levels.values()) if blocks]
+        arrays = [a for b in held for a in (b.mean, b.largest, b.pairs)]
+        return sum(array.numel() * array.itemsize for array in arrays)
+
+    @property
     def finest(self) -> int:
         """Tokens of the smallest cells that can be shown; 1 are exact weights."""
         return 1 if self.call is not None or self.base is None else self.base.size

@@ -1,5 +1,12 @@
 """Pages of the explorer, in the order of the navigation."""
 
-from interp.app.pages import ablate, compare, head, overview, tokens
+from interp.app.pages import ablate, compare, head, long_map, overview, tokens
 
-PAGES = (overview.PAGE, head.PAGE, tokens.PAGE, ablate.PAGE, compare.PAGE)
+PAGES = (
+    overview.PAGE,
+    head.PAGE,
+    tokens.PAGE,
+    long_map.PAGE,
+    ablate.PAGE,
+    compare.PAGE,
+)

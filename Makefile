@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := interp kernels probes interventions viz app tests
 
-.PHONY: help demo test quality format docs replications release-check clean
+.PHONY: help demo test test-all screenshots browser quality format docs replications release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -20,7 +20,19 @@ demo: $(VENV)/.installed ## Draw the head atlas of the default model on the ship
 
 test: $(VENV)/.dev ## Fetch the models, then run the tests
 	@$(BIN)/python -c 'from interp import catalog; [catalog.fetch(each.name) for each in catalog.entries()]'
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not (app and slow)"
+
+test-all: test browser ## The same, then the explorer in a real browser
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "app and slow"
+
+screenshots: $(VENV)/.dev browser ## Pictures of the explorer's pages, into docs/screenshots
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/screenshots.py
+
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -q && apt-get install -y -q chromium; } || { \
+		echo "A browser is needed: sudo apt-get install -y chromium"; exit 1; }
 
 quality: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -55,9 +55,8 @@ def paired_scatter(
     second = require(second, ("layer", "head"), "paired_scatter")
     x, y = first.values.ravel(), second.values.ravel()
     known = np.isfinite(x) & np.isfinite(y)
-    ends = [0.0, 1.0]
-    if known.any():
-        ends = [float(f(f(x[known]), f(y[known]))) for f in (np.min, np.max)]
+    both = np.concatenate([x[known], y[known]])
+    ends = [float(both.min()), float(both.max())] if both.size else [0.0, 1.0]
     depth = np.repeat(index(first, "layer"), first.sizes["head"])
     heads = np.tile(index(first, "head"), first.sizes["layer"])
     measure = literal(unit(first))
@@ -76,7 +75,6 @@ def paired_scatter(
                 y=y[known].astype(np.float32),
                 mode="markers",
                 name="a head, color by layer",
-                text=[f"L{a}.H{b}" for a, b in zip(depth, heads, strict=True)],
                 customdata=np.stack([depth, heads], axis=-1)[known],
                 marker={
                     "size": 7,

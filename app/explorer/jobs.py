@@ -102,6 +102,11 @@ class Board:
             job.wanted_by.add(who)
         return job
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job waits or runs."""
+        return any(job.is_active for job in list(self._jobs.values()))
+
     def cancel(self, key: str, who: str, alive: Iterable[str] = ()) -> None:
         """Give a job up; it ends unless another living session waits for it."""
         job = self._jobs.get(key)

@@ -20,9 +20,10 @@ from interp.probes import atlas as atlases
 from interp.probes.activations import MassiveActivations
 from interp.probes.detecting import detect
 from interp.probes.detector import HEADS, Detector, site_of, statistic
-from interp.probes.registry import DETECTORS, resolve
+from interp.probes.registry import DETECTORS, EXPERIMENTS, resolve
 from interp.probes.sinks import SinkTokens
 from interp.probes.tokens import over_tokens
+from interp.viz import atlas as layout
 
 TOKENS = 384
 """Of a text that is run here, unless more are asked for."""
@@ -69,6 +70,13 @@ class Reading:
     def heads(self) -> xr.Dataset:
         """Every detector over (layer, head)."""
         return self.atlas["heads"].to_dataset()
+
+    @property
+    def detectors(self) -> list[str]:
+        """Names of what is over (layer, head), in the order of the registry."""
+        found = layout.detectors(self.atlas)
+        known = [name for name in (*DETECTORS, *EXPERIMENTS) if name in found]
+        return [*known, *(name for name in found if name not in known)]
 
     @property
     def tokens(self) -> xr.Dataset:

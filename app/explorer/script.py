@@ -1,51 +1,14 @@
-"""What Streamlit runs for every session: navigation, the selection, and one page."""
+"""What Streamlit runs for every session: the navigation, and one page."""
 
 from functools import partial
 
 import streamlit as st
 
-from interp.app.explorer import selection
-from interp.app.explorer.memory import GIB
-from interp.app.explorer.page import Page, note, section
-from interp.app.explorer.server import server
-from interp.app.explorer.style import ICON, STYLE
+from interp.app.explorer.frame import show
+from interp.app.explorer.style import ICON
 from interp.app.pages import PAGES
 
-
-def show(page: Page) -> None:
-    """A page in its frame."""
-    st.html(f"<h1>{page.title}</h1><p class='interp-question'>{page.question}</p>")
-    opened = None
-    with st.sidebar:
-        if not page.alone:
-            with section():
-                opened = selection.ask()
-        selection.head_box()
-        selection.add_text()
-        selection.add_store()
-        _memory()
-    with section():
-        if page.alone:
-            page.render()
-        elif opened is None:
-            note("Nothing is open. Choose another source on the left.")
-        elif (reading := opened()) is not None:
-            page.render(reading)
-
-
-def _memory() -> None:
-    """What is held, and what was given up."""
-    models, results = server().library.shelf, server().results
-    said = [
-        f"Models {models.used / GIB:.1f} of {models.limit / GIB:.1f} GiB, results "
-        f"{results.used / GIB:.1f} of {results.limit / GIB:.1f} GiB."
-    ]
-    said += [f"{each}." for each in server().evictions[-3:]]
-    note(" ".join(said))
-
-
 st.set_page_config(page_title="interp explorer", page_icon=ICON, layout="wide")
-st.html(f"<style>{STYLE}</style>")
 # Pages have no icons: Streamlit would fetch the icon of a tab from another server.
 st.navigation(
     [

@@ -24,7 +24,6 @@ from interp.app.explorer.waiting import result
 from interp.errors import InputError, InterpError
 from interp.heads import HeadId, HeadSet
 from interp.tasks.reading import ORCHARD, SHIPPED
-from interp.viz import atlas as layout
 
 LIVE = "run a model here"
 """The source that is no store."""
@@ -45,16 +44,25 @@ def choose(
 
     Says so if the address names something that is not there.
     """
-    asked = st.query_params.get(key)
+    asked, lost = st.query_params.get(key), f"lost {key}"
     if asked and asked not in options and key not in st.session_state:
+        st.session_state[lost] = asked
+    if lost in st.session_state:
         note(
-            f"The address asks for {key} = {asked[:60]}, which is not here (any more)."
+            f"The address asked for {key} = {st.session_state[lost][:60]}, which is "
+            "not here (any more)."
         )
     index = options.index(default) if default in options else 0
     if st.session_state.get(key, options[index]) not in options:
         del st.session_state[key]
     return st.selectbox(  # type: ignore[call-overload]
-        label, options, index=index, key=key, bind="query-params", **more
+        label,
+        options,
+        index=index,
+        key=key,
+        bind="query-params",
+        on_change=lambda: st.session_state.pop(lost, None),
+        **more,
     )
 
 
@@ -202,7 +210,7 @@ def pick(layer: int, head: int, key: str = "head") -> None:
 def default_map(reading: Reading) -> xr.DataArray:
     """What names the head that is shown first."""
     heads = reading.heads
-    for name in ("induction", "sinks", *layout.detectors(reading.atlas)):
+    for name in ("induction", "sinks", *reading.detectors):
         if name in heads and heads[name].notnull().any():
             return heads[name]
     raise InputError(f"{reading.title} has no numbers of heads. Choose another source.")

@@ -41,11 +41,7 @@ WORDS = 32
 def render(reading: Reading) -> None:
     """Choose heads, measure what they are needed for, read what is said without."""
     left, right = st.columns([3, 2], gap="medium")
-    names = [
-        name
-        for name in layout.detectors(reading.atlas)
-        if not labels(reading.heads[name])
-    ]
+    names = [name for name in reading.detectors if not labels(reading.heads[name])]
     with left:
         by = selection.choose("Map", names, "by", "induction")
     array = reading.heads[by].transpose("layer", "head")

@@ -11,7 +11,6 @@ from interp.app.explorer.readings import Reading
 from interp.app.pages.overview import pick_head
 from interp.errors import InputError
 from interp.tasks.reading import ORCHARD
-from interp.viz import atlas as layout
 from interp.viz.arrays import labels, title
 from interp.viz.differences import (
     difference,
@@ -33,7 +32,7 @@ def render(reading: Reading) -> None:
         return
     names = [
         name
-        for name in layout.detectors(reading.atlas)
+        for name in reading.detectors
         if name in other.heads and not labels(reading.heads[name])
     ]
     if not names:
@@ -101,7 +100,7 @@ def _one_by_one(
 
 def _other(reading: Reading, way: str) -> Reading | None:
     """What is compared with; None while it is being made."""
-    tokens = int(st.session_state.get("tokens") or reading.max_tokens or 384)
+    tokens = reading.max_tokens or reading.tokens.sizes["token"]
     if way == WAYS[0]:
         text = selection.choose("Second text", selection.texts(), "text_b", ORCHARD)
         return selection.run_here(_model(reading), text, tokens)

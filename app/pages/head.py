@@ -16,7 +16,6 @@ from interp.errors import NotCapturedError
 from interp.heads import HeadId
 from interp.probes.detector import HEADS, RowDetector, site_of
 from interp.probes.registry import DETECTORS, resolve
-from interp.viz import atlas as layout
 from interp.viz.head_card import head_card
 from interp.viz.profiles import COLUMNS, ROWS, profiles
 from interp.viz.signals import examples, words
@@ -25,7 +24,7 @@ from interp.viz.signals import examples, words
 def render(reading: Reading) -> None:
     """Everything about the chosen head."""
     head = selection.head(reading)
-    names = layout.detectors(reading.atlas)
+    names = reading.detectors
     left, right = st.columns([1, 1], gap="medium")
     with left, section(f"Head {head}"):
         by = selection.choose("Detector", names, "by", "induction")

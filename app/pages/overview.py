@@ -28,7 +28,7 @@ READ = (
 
 def render(reading: Reading) -> None:
     """Maps of the chosen detectors, and the strongest heads of one."""
-    names = layout.detectors(reading.atlas)
+    names = reading.detectors
     here = selection.head(reading)
     first = [name for name in FIRST if name in names] or names[:6]
     st.html(_facts(reading, here))

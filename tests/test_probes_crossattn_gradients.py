@@ -1,0 +1,98 @@
+import captum.attr
+import numpy as np
+import pytest
+import torch
+from crossattn_cases import heard, tiny_case
+from tolerance import assert_as_precise
+
+from interp.errors import UnsupportedModelError
+from interp.probes.crossattn import gradients
+from interp.probes.crossattn.forced import Remembered
+from interp.probes.crossattn.gradients import GRADIENTS, GradientOptions, gradient
+from interp.tap import own_attention
+
+OPTIONS = GradientOptions(steps=5, samples=3, seed=4)
+
+
+def by_hand(method, scores, values, baseline, token):
+    """captum, called as its documentation says."""
+    values = values.clone().requires_grad_()
+    if method == "gradient":
+        return captum.attr.Saliency(scores).attribute(values, target=token, abs=False)
+    if method == "input_x_gradient":
+        return captum.attr.InputXGradient(scores).attribute(values, target=token)
+    if method == "integrated_gradients":
+        return captum.attr.IntegratedGradients(scores).attribute(
+            values, baseline, target=token, n_steps=5
+        )
+    torch.manual_seed(4)
+    np.random.seed(4)
+    return captum.attr.GradientShap(scores).attribute(
+        values, baseline, target=token, n_samples=3
+    )
+
+
+@pytest.mark.parametrize("method", GRADIENTS)
+@pytest.mark.parametrize("family", ["whisper", "t5", "llama"])
+def test_graphs_that_are_kept_change_nothing_of_captum(family, method):
+    forced = tiny_case(family, torch.float64)
+    for space in forced.spaces:
+        values, scores = forced.of(space)
+        baseline = forced.baseline(space)
+        remembered = Remembered(scores, 8)
+        for token in (0, len(forced.targets) - 1):
+            ours = gradient(method, remembered, values, baseline, token, OPTIONS)
+            theirs = by_hand(method, scores, values, baseline, token)
+            assert_as_precise(ours, theirs)
+        assert len(remembered.kept) <= 8
+
+
+def test_integrated_gradients_add_up_better_with_more_steps():
+    forced = heard(torch.float64)
+    values, scores = forced.of("input")
+    baseline = forced.baseline("input")
+    with torch.no_grad():
+        whole = (scores(values) - scores(baseline))[0, 0]
+    missed = []
+    for steps in (1, 4, 64):
+        options = GradientOptions(steps=steps)
+        method = "integrated_gradients"
+        found = gradient(method, Remembered(scores, 64), values, baseline, 0, options)
+        missed.append(abs(float(found.sum() - whole)))
+    assert missed[2] < missed[0]
+    assert missed[2] < 1e-2 * abs(float(whole))
+
+
+@pytest.mark.parametrize("family", ["whisper", "t5", "bart", "llama"])
+def test_gradients_through_the_tap_equal_gradients_without_it(family):
+    forced = tiny_case(family, torch.float64)
+    values, scores = forced.of("input")
+
+    def slope():
+        leaf = values.clone().requires_grad_()
+        return torch.autograd.grad(scores(leaf).sum(), leaf)[0]
+
+    without, seen = slope(), []
+    with own_attention(forced.module, lambda site, output: seen.append(site.name)):
+        within = slope()
+    assert_as_precise(within, without)
+    assert seen
+
+
+def test_seeds_of_torch_and_numpy_are_put_back():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with gradients.seeded(9, torch.device("cpu")):
+        torch.rand(3)
+        np.random.rand(3)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+def test_without_captum_the_extra_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(UnsupportedModelError, match=r"interp\[captum\]"):
+        gradients.captum_attr()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 90_000
+PATIENCE = 240_000
 """Milliseconds until a page has to show what it should; tests tell no time."""
 
 

@@ -46,11 +46,11 @@ class SinkReweighting(Claim):
     )
     source = "Han et al. 2025, ZeroTuning (arXiv:2505.11739)"
     method = (
-        "Next-token accuracy on the shipped text; no questions with choices are shipped. "
-        "A head index in all layers is up-effective if it does better with a factor of "
-        "2 than of 0.5 on validation stretches; the top 40 % of each kind, halved, are "
-        "scaled by 2 on test stretches. Few stretches: the effects are small beside "
-        "their intervals."
+        "Next-token accuracy on the shipped text; no questions with choices come with "
+        "it. A head index in all layers is up-effective if it does better with a "
+        "factor of 2 than of 0.5 on validation stretches; the top two of each kind are "
+        "scaled by 2 on test stretches. Few stretches: effects are small beside "
+        "intervals."
     )
 
     def measure(

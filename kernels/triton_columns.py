@@ -115,7 +115,7 @@ def columns_program(
     received_max = tl.zeros([DOWN, 8, N], tl.float32)
     future = tl.zeros([DOWN, 8, N], tl.float32)
     head_row = head.to(tl.int64) * row_stride
-    all_rows = n_heads.to(tl.int64) * row_stride
+    all_rows = tl.cast(n_heads, tl.int64) * row_stride
     begin = tl.load(ranges + key_block * 4)
     full_begin = tl.load(ranges + key_block * 4 + 1)
     full_end = tl.load(ranges + key_block * 4 + 2)
@@ -189,7 +189,7 @@ def columns_program(
                 own = place + DISTANCE * all_rows
                 tl.atomic_add(own, far, mask=real, sem="relaxed")
         if MAXIMUM:
-            best = place_maximum(x, key_block, M, N)
+            best = place_maximum(x, key_block)
             tl.atomic_max(best_out + head_row + q_index, best, mask=real, sem="relaxed")
         if RECEIVED >= 0 or RECEIVED_MAX >= 0:
             parts = tl.reshape(p, [AGAIN, DOWN, 2, 8, N])
@@ -204,7 +204,7 @@ def columns_program(
             )  # fmt: skip
 
     column = columns_out + head.to(tl.int64) * n_keys + k_index
-    all_columns = n_heads.to(tl.int64) * n_keys
+    all_columns = tl.cast(n_heads, tl.int64) * n_keys
     inside = k_index < n_keys
     # Added, not stored: the queries come in several launches.
     if RECEIVED >= 0:

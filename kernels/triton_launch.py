@@ -4,29 +4,41 @@ Linear memory: a rule that is no range of keys is handed over pair by pair, for 
 queries at a time as fit.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-from interp.kernels import definitions as d
 from interp.kernels.intervals import Intervals, Ranges, intervals, ranges
+from interp.kernels.row_maxima import ByBlock, places
 from interp.kernels.rules import AttentionCall
+from interp.kernels.stripes import Near, Stripe
 from interp.kernels.tiled import LOG2E
 from interp.kernels.triton_columns import columns_program
+from interp.kernels.triton_maxima import maxima_program
 from interp.kernels.triton_operands import Operand, power_of_two
 from interp.kernels.triton_pairs import pairs_program
 from interp.kernels.triton_rows import rows_program
-from interp.kernels.triton_tables import FEW_ROWS, ROWS, TileSizes, tile_sizes
+from interp.kernels.triton_tables import (
+    COLUMNS,
+    FEW_ROWS,
+    ROWS,
+    TileSizes,
+    tile_sizes,
+)
 from interp.kernels.triton_tiles import LOWEST
+from interp.kernels.triton_top_keys import top_keys_program
 
 # Triton's types know nothing of launches.
 _rows_program: Any = rows_program
 _columns_program: Any = columns_program
 _pairs_program: Any = pairs_program
+_maxima_program: Any = maxima_program
+_top_keys_program: Any = top_keys_program
 
 MASK_BYTES = 1 << 25
 """Of a mask that is handed over pair by pair, at a time."""
@@ -34,51 +46,23 @@ MASK_BYTES = 1 << 25
 FAR_AWAY = -(2**31)
 """Reach of nothing."""
 
-NEAR = 128
-"""Distances below this are not told as a difference of two larger ones."""
+PROGRAMS = 256
+"""That keep a device busy: with fewer, the keys are split."""
+
+TILES_OF_A_PART = 8
+"""Tiles of keys that are worth a program of their own, at least."""
 
 PAIR_ROWS = 32
 """Queries of a program that looks at single pairs."""
 
+ROWS_OF_A_BLOCK = 64
+"""Queries of a program that looks at a few keys that they share."""
 
-@dataclass(frozen=True)
-class Stripe:
-    """Some queries, the ranges of keys they see, and their mask if that is no range."""
+MOST_SHARED = 64
+"""Targets of all queries that are looked at as a tile."""
 
-    q0: int
-    q1: int
-    shown: Intervals
-    mask: Tensor | None
-
-
-@dataclass(frozen=True)
-class Near:
-    """What matters pair by pair near the diagonal, in tokens."""
-
-    clip: int = 0
-    window: int = 0
-    nearest: int = 0
-    farthest: int = -1
-    distance: bool = False
-
-    @classmethod
-    def of(cls, wanted: Mapping[type[d.Statistic], d.Statistic]) -> "Near":
-        """From the statistics that are wanted."""
-        asked = {kind: statistic.parameters for kind, statistic in wanted.items()}
-        future = asked.get(d.FutureInfluence, {"near": 0, "far": -1})
-        return cls(
-            clip=asked.get(d.ClippedDistance, {}).get("clip", 0),
-            window=asked.get(d.LocalMass, {}).get("window", 0),
-            nearest=future["near"],
-            farthest=future["far"],
-            distance=d.Distance in wanted,
-        )
-
-    @property
-    def reach(self) -> int | None:
-        """Pairs nearer than this matter one by one; None where none do."""
-        least = NEAR if self.distance else 0
-        return max(self.clip, self.window, self.farthest + 1, least) or None
+SORTED_ROWS = 1 << 19
+"""Rows that are brought in the order of their blocks together: some 20 MiB."""
 
 
 class Launcher:
@@ -101,6 +85,11 @@ class Launcher:
         on_gpu = self.device.type == "cuda"
         is_hopper = not on_gpu or torch.cuda.get_device_capability(self.device)[0] > 8
         return tile_sizes(table, n_queries, self.query.width, dtype, is_hopper)
+
+    @property
+    def precision(self) -> str:
+        """How products of single precision are made."""
+        return "tf32x3" if self.call.query.dtype == torch.float32 else "ieee"
 
     def stripes(self) -> Iterator[Stripe]:
         """All queries at once where the rule is ranges, else as many as a mask fits."""
@@ -128,6 +117,13 @@ class Launcher:
         rows, columns = (-(-length // size) if size else 1 for length in lengths)
         return rows, columns
 
+    def n_parts(self) -> int:
+        """In how many parts to take the keys, so that few queries fill the device."""
+        mask, sizes = self.call.mask, self.sizes
+        n_tiles = -(-mask.query_length // sizes.rows) * self.call.n_heads
+        most = -(-mask.key_length // sizes.keys) // TILES_OF_A_PART
+        return max(min(-(-PROGRAMS // n_tiles), most), 1)
+
     def block_part(self, size: int, sizes: TileSizes) -> int:
         """Side of the parts that a tile adds to a block map: a power of two."""
         return min(size & -size, sizes.rows, sizes.keys) if size else 0
@@ -146,10 +142,14 @@ class Launcher:
         *,
         lse: bool = False,
     ) -> None:
-        """Adds the stripe's row sums, and its maxima where there is room for them."""
+        """Adds the stripe's row sums, and its maxima where there is room for them.
+
+        With `lse`, a place is a part of the keys.
+        """
         found, arguments = self._tiles(stripe, near.reach)
+        n_parts = len(sums) if lse else 1
         for how in self._passes(stripe):
-            _rows_program[len(found.of_queries), self.call.n_heads](
+            _rows_program[len(found.of_queries), self.call.n_heads, n_parts](
                 **arguments,
                 **self._distances(stripe, near),
                 **how,
@@ -206,34 +206,91 @@ class Launcher:
         out: Float[Tensor, "head query"],
     ) -> None:
         """Writes each row's weight on its target keys; one row of keys is for all."""
-        self._gather(stripe, keys, keys.stride(0) if len(keys) > 1 else 0, out, 0)
+        n_queries, n_targets = stripe.q1 - stripe.q0, keys.shape[-1]
+        own = len(keys) > 1 or n_targets > MOST_SHARED
+        rows = PAIR_ROWS if own else ROWS_OF_A_BLOCK
+        _pairs_program[-(-n_queries // rows), self.call.n_heads](
+            **self._rule(stripe),
+            **self._in_place(stripe),
+            targets=keys,
+            target_query=keys.stride(0) if len(keys) > 1 else 0,
+            n_targets=n_targets,
+            out=out[:, stripe.q0 :],
+            ROWS=rows,
+            SHARED=0 if own else max(power_of_two(n_targets), 16),
+            TF32=self.precision,
+        )
 
     def find_keys(self, stripe: Stripe, best: Int[Tensor, "head query"]) -> None:
-        """Turns the place of each row's maximum into its key."""
-        self._gather(stripe, best[:, stripe.q0 :], 0, best, self.sizes.keys)
+        """Turns the block of each row's maximum into its key."""
+        rule = self._rule(stripe)
+        del rule["norm"]
+        n_queries = stripe.q1 - stripe.q0
+        n_blocks = -(-self.call.mask.key_length // self.sizes.keys)
+        n_heads = max(SORTED_ROWS // n_queries, 1)
+        for first in range(0, self.call.n_heads, n_heads):
+            own = best[first : first + n_heads, stripe.q0 : stripe.q1]
+            found = ByBlock.of(own, n_blocks, ROWS_OF_A_BLOCK)
+            _maxima_program[found.block_of_tile.shape[::-1]](
+                **rule,
+                **self._in_place(stripe),
+                **vars(found),
+                best=best[:, stripe.q0 :],
+                n_tiles=found.block_of_tile.shape[1],
+                n_blocks=n_blocks,
+                first_head=first,
+                M=ROWS_OF_A_BLOCK,
+                N=self.sizes.keys,
+                TF32=self.precision,
+            )
 
-    def _gather(
-        self, stripe: Stripe, keys: Tensor, step: int, out: Tensor, search: int
-    ) -> None:
+    def top_keys(self, k: int) -> Int[Tensor, "head query rank"]:
+        """Logits and keys of the k largest pairs of few rows, as `placed` packs them.
+
+        `LOWEST` where a row sees fewer keys. On ties the first key comes first.
+        """
+        self.sizes = self.sizes_of(COLUMNS)
+        (stripe,) = self.stripes()  # few rows, even with a mask of their own
+        _, arguments = self._tiles(stripe, None)
+        shape = self.norm.shape
+        n_blocks = -(-self.call.mask.key_length // self.sizes.keys)
+        pairs = self._top(arguments, None, (*shape, n_blocks))
+        best = pairs.topk(min(k, n_blocks)).values
+        chosen = places(best).clamp_(0, n_blocks - 1)
+        pairs = self._top(arguments, chosen, (*chosen.shape, self.sizes.keys))
+        none = best == LOWEST.value
+        found = pairs.masked_fill_(none[..., None], LOWEST.value).flatten(2)
+        found = found.topk(min(k, found.shape[2])).values
+        return pad(found, (0, k - found.shape[2]), value=LOWEST.value)
+
+    def _top(
+        self, arguments: dict[str, Any], chosen: Tensor | None, shape: tuple[int, ...]
+    ) -> Tensor:
+        out = torch.empty(shape, dtype=torch.int64, device=self.device)
+        n_heads, n_queries, n_blocks = shape[:3]
+        rows = 1 if chosen is None else n_queries
+        _top_keys_program[n_heads, n_blocks, rows](
+            **arguments,
+            chosen=out if chosen is None else chosen,
+            out=out,
+            CHOSEN=chosen is not None,
+        )
+        return out
+
+    def _in_place(self, stripe: Stripe) -> dict[str, Any]:
+        """Arguments of programs that read queries and keys one by one."""
         query, key = self.query.rows(stripe.q0, stripe.q1).values, self.key.values
         width = query.shape[-1]
-        _pairs_program[-(-(stripe.q1 - stripe.q0) // PAIR_ROWS), self.call.n_heads](
-            **self._rule(stripe),
-            queries=query,
-            query_head=query.stride(0),
-            query_token=query.stride(1),
-            keys=key,
-            key_head=key.stride(0),
-            key_token=key.stride(1),
-            targets=keys,
-            target_query=step,
-            n_targets=keys.shape[-1],
-            out=out[:, stripe.q0 :],
-            WIDTH=width,
-            PADDED=max(power_of_two(width), 16),
-            ROWS=PAIR_ROWS,
-            SEARCH=search,
-        )
+        return {
+            "queries": query,
+            "query_head": query.stride(0),
+            "query_token": query.stride(1),
+            "keys": key,
+            "key_head": key.stride(0),
+            "key_token": key.stride(1),
+            "WIDTH": width,
+            "PADDED": max(power_of_two(width), 16),
+        }
 
     def _tiles(
         self, stripe: Stripe, reach: int | None
@@ -259,7 +316,7 @@ class Launcher:
             "N": sizes.keys,
             "D": query.main,
             "REST": query.rest,
-            "TF32": "tf32x3" if self.call.query.dtype == torch.float32 else "ieee",
+            "TF32": self.precision,
         }
 
     def _distances(self, stripe: Stripe, near: Near) -> dict[str, int]:

@@ -1,9 +1,16 @@
-"""Single pairs on the GPU: weights at named keys, and the key of a row's maximum."""
+"""Single pairs on the GPU: weights at keys that are known by name."""
 
 import triton
 import triton.language as tl
 
-from interp.kernels.triton_tiles import HIDDEN, LOG2E, NEVER, logits
+from interp.kernels.triton_tiles import (
+    HIDDEN,
+    LOG2E,
+    NEVER,
+    biases,
+    logits,
+    visible_pairs,
+)
 
 
 @triton.jit
@@ -81,18 +88,18 @@ def pairs_program(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
+    SHARED: tl.constexpr,
+    TF32: tl.constexpr,
     CAPPED: tl.constexpr,
     HOLES: tl.constexpr,
     MASKED: tl.constexpr,
     BIASED: tl.constexpr,
-    SEARCH: tl.constexpr,
 ):
     """Some queries of one head.
 
-    Without SEARCH: `out [head, query]` gets the sum of the weights at `targets
-    [query, target]`, -1 for none. With SEARCH, the keys of a block: `targets
-    [head, query]` holds what `place_maximum` found, and `out` gets the same with the
-    first key that has the largest logit as its place.
+    `out [head, query]` gets the sum of the weights at `targets [query, target]`, -1 for
+    none. With SHARED, room for them, `targets [target]` are those of every query: the
+    products are then made as for tiles, and agree with the norm to the bit.
     """
     head = tl.program_id(1)
     q_index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -102,37 +109,36 @@ def pairs_program(
     base = queries + head.to(tl.int64) * query_head
     places = (q_index.to(tl.int64) * query_token)[:, None] + column[None, :]
     shown = inside[:, None] & at[1][None, :]
-    query = tl.load(base + places, mask=shown, other=0.0).to(tl.float32)
+    query = tl.load(base + places, mask=shown, other=0.0)
     key = keys + (head // group).to(tl.int64) * key_head
     own_low = tl.load(low + q_index, mask=inside, other=0)
     own_high = tl.load(high + q_index, mask=inside, other=0)
     own_mask = mask + head * mask_head
     own_bias = bias + head.to(tl.int64) * bias_head
     head_row = head.to(tl.int64) * row_stride
-    if SEARCH > 0:
-        packed = tl.load(targets + head_row + q_index, mask=inside, other=0)
-        place = 0x7FFFFFFF - (packed & 0xFFFFFFFF).to(tl.int32)
-        half = place // 4 % 2 * (SEARCH // 2)
-        first = place // 8 * SEARCH + half + place % 4 * 2
-        best = tl.full([ROWS], HIDDEN, tl.float32)
-        found = first
-        for step in range(0, SEARCH // 8):
-            target = first + (step // 2) * 8 + step % 2
-            score = _pair_logits(
-                query, key, key_token, at, target, q_index, inside, own_low, own_high,
-                seen, own_mask, mask_query, own_bias, bias_query, bias_key, scale, cap,
-                CAPPED, HOLES, MASKED, BIASED,
+    own_norm = tl.load(norm + head_row + q_index, mask=inside, other=NEVER)
+    total = tl.zeros([ROWS], tl.float32)
+    if SHARED > 0:
+        at_target = tl.arange(0, SHARED)
+        target = tl.load(targets + at_target, mask=at_target < n_targets, other=-1)
+        k_index = tl.where(target >= 0, target, n_keys)
+        places = (k_index.to(tl.int64) * key_token)[:, None] + column[None, :]
+        real = (k_index < n_keys)[:, None] & at[1][None, :]
+        rows = tl.load(key + places, mask=real, other=0.0)
+        dots = tl.dot(query, rows.T, input_precision=TF32)
+        scores = logits(dots, scale, cap, CAPPED)
+        visible = visible_pairs(
+            q_index, k_index, own_low, own_high, seen, own_mask, mask_query, n_keys,
+            HOLES, MASKED,
+        )  # fmt: skip
+        if BIASED:
+            scores += biases(
+                q_index, k_index, own_bias, bias_query, bias_key, visible
             )  # fmt: skip
-            # A row of minus infinities still names a key that it sees.
-            unseen = (found < own_low) | (found >= own_high)
-            better = (score > best) | (unseen & (target >= own_low))
-            found = tl.where(better, target, found)
-            best = tl.maximum(best, score)
-        placed = (packed >> 32 << 32) | found.to(tl.int64)
-        tl.store(out + head_row + q_index, placed, mask=inside)
+        x = tl.where(visible, scores - own_norm[:, None], HIDDEN)
+        total = tl.sum(tl.exp2(x), 1)
     else:
-        own_norm = tl.load(norm + head_row + q_index, mask=inside, other=NEVER)
-        total = tl.zeros([ROWS], tl.float32)
+        query = query.to(tl.float32)
         for t in range(0, n_targets):
             own = targets + q_index.to(tl.int64) * target_query + t
             target = tl.load(own, mask=inside, other=-1)
@@ -142,4 +148,4 @@ def pairs_program(
                 bias_key, scale, cap, CAPPED, HOLES, MASKED, BIASED,
             )  # fmt: skip
             total += tl.exp2(score - own_norm)
-        tl.store(out + head_row + q_index, total, mask=inside)
+    tl.store(out + head_row + q_index, total, mask=inside)

@@ -12,9 +12,10 @@ from interp.kernels.availability import within_limits
 from interp.kernels.intervals import intervals
 from interp.kernels.reweight import Reweight
 from interp.kernels.rules import AttentionCall
+from interp.kernels.stripes import Stripe
 from interp.kernels.tiled import LOG2E
 from interp.kernels.triton_attention import attention_program
-from interp.kernels.triton_launch import Launcher, Stripe
+from interp.kernels.triton_launch import Launcher
 from interp.kernels.triton_operands import Operand
 from interp.kernels.triton_tables import (
     ATTENTION,
@@ -26,12 +27,6 @@ from interp.kernels.triton_tables import (
 
 # Triton's types know nothing of launches.
 _attention_program: Any = attention_program
-
-PROGRAMS = 256
-"""That keep a device busy: with fewer, the keys are split."""
-
-TILES_OF_A_PART = 8
-"""Tiles of keys that are worth a program of their own, at least."""
 
 FEWEST = 16
 """Queries and keys of a tile, at least."""
@@ -103,9 +98,7 @@ class _Attention(Launcher):
     ) -> Float[Tensor, "head query"]:
         """Writes the output; the log-sum-exp in nats."""
         mask, n_heads = self.call.mask, self.call.n_heads
-        n_tiles = -(-mask.query_length // self.sizes.rows) * n_heads
-        most = -(-mask.key_length // self.sizes.keys) // TILES_OF_A_PART
-        n_parts = max(min(-(-PROGRAMS // n_tiles), most), 1)
+        n_parts = self.n_parts()
         kind = {"device": self.device, "dtype": torch.float32}
         shape = n_parts * n_heads, mask.query_length
         self.norm = torch.full(shape, -torch.inf, **kind)

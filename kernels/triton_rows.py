@@ -73,12 +73,14 @@ def rows_program(
 ):
     """One block of queries of one head against the keys that they see.
 
-    LSE adds to the base-2 log-sum-exp at place 0 and nothing else is wanted then;
-    otherwise `norm` is given. EDGE and the rest are as in `columns_program`.
+    LSE gives the base-2 log-sum-exp of each part of the keys at the place of the part,
+    and nothing else is wanted then; otherwise `norm` is given, and there is one part.
+    EDGE and the rest are as in `columns_program`.
     """
     # The last queries see most keys: they go first, so that no long program is last.
     query_block = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1)
+    part = tl.program_id(2)
     q0 = query_block * M
     key_column = (head // group) * key_step
     query_column = head * query_step
@@ -90,7 +92,7 @@ def rows_program(
     q_index = q0 + tl.arange(0, M)
     real = q_index < n_queries
     head_row = head.to(tl.int64) * row_stride
-    all_rows = n_heads.to(tl.int64) * row_stride
+    all_rows = tl.cast(n_heads, tl.int64) * row_stride
     own_low = tl.load(low + q_index, mask=real, other=0)
     own_high = tl.load(high + q_index, mask=real, other=0)
     own_norm = tl.zeros([M], tl.float32)
@@ -112,7 +114,10 @@ def rows_program(
     if EDGE:
         n_tiles = before + end - full_end
 
-    for step in tl.range(0, n_tiles, num_stages=STAGES):
+    share = tl.cdiv(n_tiles, tl.num_programs(2))
+    last = tl.minimum((part + 1) * share, n_tiles)
+
+    for step in tl.range(part * share, last, num_stages=STAGES):
         key_block = full_begin + step
         if EDGE:
             key_block = tl.where(step < before, begin + step, full_end + step - before)
@@ -171,11 +176,12 @@ def rows_program(
                 clipped += clip * own
                 distance += far
             if MAXIMUM:
-                best = tl.maximum(best, place_maximum(x, key_block, M, N))
+                best = tl.maximum(best, place_maximum(x, key_block))
 
     # Merged with what is there: the keys come in two launches.
     place = rows_out + head_row + q_index
     if LSE:
+        place += part * all_rows
         total = tl.where(mass > 0, largest + tl.log2(mass), HIDDEN)
         held = tl.load(place, mask=real, other=0.0)
         top = tl.maximum(held, total)

@@ -16,12 +16,14 @@ from torch import Tensor
 from interp.kernels import definitions as d
 from interp.kernels import tiled
 from interp.kernels.availability import within_limits
+from interp.kernels.row_maxima import numbers, places
 from interp.kernels.rules import AttentionCall
+from interp.kernels.stripes import Near
 from interp.kernels.tiled import LOG2E
 from interp.kernels.tiles import Rows
-from interp.kernels.triton_launch import Launcher, Near
-from interp.kernels.triton_tables import COLUMNS, COLUMNS_AND_MAXIMA
-from interp.kernels.triton_tiles import NEVER
+from interp.kernels.triton_launch import Launcher
+from interp.kernels.triton_tables import COLUMNS, COLUMNS_AND_MAXIMA, FEW_ROWS
+from interp.kernels.triton_tiles import LOWEST, NEVER
 
 BY_ROW = {
     d.Entropy: "ENTROPY",
@@ -110,6 +112,8 @@ class _Work(Launcher):
             part = self.block_part(statistic.size, self.sizes_of(COLUMNS))
             one_writer = part == statistic.size
             return statistic.size % 16 == 0 and (one_writer or not _deterministic())
+        if isinstance(statistic, d.TopKeys):
+            return self.call.mask.query_length <= FEW_ROWS
         return isinstance(statistic, (*BY_PAIR, *BY_ROW, *BY_COLUMN))
 
     def run(self, wanted: dict[type[d.Statistic], d.Statistic]) -> dict[str, Tensor]:
@@ -127,20 +131,25 @@ class _Work(Launcher):
         column_places = _places(BY_COLUMN, columns)
         near = Near.of(wanted)
         gathers = self._gathers(wanted)
-        with_columns = bool(columns or blocks)
-        with_rows = bool(rows or maximum)
-        if with_columns:
+        with_rows, with_columns = bool(rows or maximum), bool(columns or blocks)
+        # Few queries leave nothing to share among programs but the keys.
+        by_keys = with_columns or mask.query_length <= FEW_ROWS
+        alone = with_rows and (_deterministic() or not by_keys)
+        if with_columns or not alone:
             self.sizes = self.sizes_of(COLUMNS_AND_MAXIMA if maximum else COLUMNS)
-        alone = with_rows and (not with_columns or _deterministic())
         for stripe in self.stripes():
             if alone:
                 self.rows(stripe, near, row_sums, best, row_places)
-            if with_columns:
-                beside = NO_ROWS if alone else row_places
-                own_best = best if not alone else None
-                places = beside | column_places
+            if with_columns or (with_rows and not alone):
                 self.columns(
-                    stripe, near, row_sums, own_best, column_sums, maps, size, places
+                    stripe,
+                    near,
+                    row_sums,
+                    None if alone else best,
+                    column_sums,
+                    maps,
+                    size,
+                    (NO_ROWS if alone else row_places) | column_places,
                 )
             if best is not None:
                 self.find_keys(stripe, best)
@@ -156,18 +165,22 @@ class _Work(Launcher):
             pairs = mask.pairs_per_block(size)[0]
             arrays["block_mean"] = maps[0].div_(pairs)
             arrays["block_max"] = maps[1].masked_fill_(pairs == 0, torch.nan)
+        if d.TopKeys in wanted:
+            arrays |= self._top_keys(wanted[d.TopKeys].parameters["k"])
         arrays |= self._finished_gathers(gathers)
         arrays |= self._finished_norm(wanted)
         return {name: values[None] for name, values in arrays.items()}
 
     def _log_sum_exp(self) -> Float[Tensor, "head query"]:
         """In base 2."""
-        shape = 1, self.call.n_heads, self.call.mask.query_length
+        shape = self.n_parts(), self.call.n_heads, self.call.mask.query_length
         out = torch.full(shape, -torch.inf, device=self.device)
         self.norm = out[0]
         for stripe in self.stripes():
             self.rows(stripe, Near(), out, None, NO_ROWS, lse=True)
-        return out[0]
+        if len(out) == 1:
+            return out[0]
+        return out.double().mul_(1 / LOG2E).logsumexp(0).mul_(LOG2E).float()
 
     def _gathers(self, wanted: dict[type[d.Statistic], d.Statistic]) -> list[_Gather]:
         """Where to look for the weights of single pairs, and room for them."""
@@ -190,6 +203,14 @@ class _Work(Launcher):
         start = mask.start - mask.key_offset
         keys = torch.arange(start, start + count, device=self.device)
         return keys.masked_fill_(keys >= mask.key_length, -1)[None]
+
+    def _top_keys(self, k: int) -> dict[str, Tensor]:
+        """NaN and -1 where a row sees fewer keys."""
+        packed = self.top_keys(k)
+        missing = packed == LOWEST.value
+        mass = numbers(packed).exp2_().masked_fill_(missing, torch.nan)
+        key = places(packed).long().masked_fill_(missing, -1)
+        return {"top_mass": mass, "top_key": key}
 
     def _finished_rows(
         self, wanted: dict[type, d.Statistic], kinds: list[type], sums: Tensor
@@ -237,10 +258,8 @@ class _Work(Launcher):
         return tiled.finish([], plain, Rows(self.lse, self.sink, self.call.mask))
 
     def _finished_maximum(self, best: Tensor) -> dict[str, Tensor]:
-        ordered = (best >> 32).int()
-        bits = torch.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF)
-        mass = bits.view(torch.float32).exp2_().masked_fill_(self.blind, torch.nan)
-        key = best.bitwise_and_(0xFFFFFFFF).masked_fill_(self.blind, -1)
+        mass = numbers(best).exp2_().masked_fill_(self.blind, torch.nan)
+        key = places(best).long().masked_fill_(self.blind, -1)
         return {"max_mass": mass, "max_key": key}
 
 

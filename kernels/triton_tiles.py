@@ -121,18 +121,17 @@ def mass_and_distance(p, ahead, at_key, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def place_maximum(x, block, M: tl.constexpr, N: tl.constexpr):
-    """The largest of each row and the eighth of the block that holds it.
+def place_maximum(x, block):
+    """The largest of each row and the block of keys that holds it.
 
-    One integer orders by value, then by the lower place, for `atomic_max`. A thread
-    holds every fourth pair of columns, so that the eighths, those columns of either
-    half, cost no exchange.
+    One integer orders by value, then by the lower block, for `atomic_max`.
     """
-    halves = tl.reshape(x, [M, 2, N // 16, 4, 2])
-    eighths = tl.reshape(tl.max(tl.max(halves, 4), 2), [M, 8])
-    largest = tl.max(eighths, 1)
-    holds = eighths == largest[:, None]
-    place = block * 8 + tl.min(tl.where(holds, tl.arange(0, 8)[None, :], 7), 1)
-    bits = largest.to(tl.int32, bitcast=True)
+    return placed(tl.max(x, 1), block)
+
+
+@triton.jit
+def placed(x, place):
+    """A number and its place in one integer, in the order of the numbers."""
+    bits = x.to(tl.int32, bitcast=True)
     ordered = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import matrix_units
 import torch
 from dense import Dense
 from hypothesis import strategies as st
@@ -39,15 +40,23 @@ class Case:
         ]
 
     def scores(
-        self, dtype: torch.dtype, unit: float, early: bool, rounded: int
+        self,
+        dtype: torch.dtype,
+        unit: float,
+        early: bool,
+        rounded: int,
+        on_units: bool = False,
     ) -> Tensor:
         """Logits of all pairs, in nats times `unit`."""
         call, score = self.call, self.call.score
         cap = score.softcap
         factor = score.scale * unit if cap is None else score.scale / cap
         query = call.query.to(dtype)
-        key = call.key.to(dtype).repeat_interleave(call.group_size, 1).mT
-        dots = (query * factor) @ key if early else (query @ key) * factor
+        key = call.key.to(dtype).repeat_interleave(call.group_size, 1)
+        if on_units:
+            dots = matrix_units.products(query, key) * factor
+        else:
+            dots = query * factor @ key.mT if early else query @ key.mT * factor
         if cap is not None:
             dots = torch.tanh(dots) * (cap * unit)
         if score.position_bias is not None:
@@ -68,6 +77,7 @@ class Case:
         unit: float = 1.0,
         early: bool = False,
         rounded: int = 0,
+        on_units: bool = False,
         lse: Tensor | None = None,
     ) -> list[Dense]:
         """The map of each sample, padding at the ends cut off.
@@ -78,9 +88,10 @@ class Case:
             early: Scale the queries, not the products.
             rounded: Seed by which to move each logit, made in about four steps, by a
                 rounding a step.
+            on_units: Sum products of half precision as a GPU's matrix units do.
             lse: A log-sum-exp in nats to use instead of the scores' own.
         """
-        scores = self.scores(dtype, unit, early, rounded)
+        scores = self.scores(dtype, unit, early, rounded, on_units)
         lse = scores.logsumexp(-1) / unit if lse is None else lse.to(dtype)
         norm, sink = lse, self.call.score.sink_logits
         if sink is not None:

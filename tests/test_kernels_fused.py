@@ -8,7 +8,7 @@ import torch
 from attention_cases import Case, cases, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels_statistics import ROUNDINGS
+from test_kernels_statistics import roundings
 from tolerance import assert_as_precise
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def check(case: Case, output: Tensor, lse: Tensor) -> None:
     """Outputs and log-sum-exp of a kernel against the definition."""
     assert output.dtype == case.call.value.dtype
     truth, true_lse = outputs(case, torch.float64)
-    twins = [outputs(case, case.call.dtype, **how) for how in ROUNDINGS]
+    twins = [outputs(case, case.call.dtype, **how) for how in roundings(case)]
     for sample, (queries, _) in enumerate(case.spans()):
         own = output[sample, :, queries]
         # The kernels round what they multiply with the value to the value's type.

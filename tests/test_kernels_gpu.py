@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import matrix_units
 import pytest
 import torch
 from tolerance import assert_as_precise
@@ -65,15 +66,21 @@ def scores(
     hidden = back < 0
     if mask.behind is not None:
         hidden |= back > mask.behind
-    return (query @ key.mT * call.score.scale).masked_fill(hidden, -torch.inf)
+    # As a twin in half precision would make them, were its logits not rounded to that.
+    is_twin = dtype == torch.float32 and call.query.dtype != torch.float32
+    dots = matrix_units.products(query, key) if is_twin else query @ key.mT
+    return (dots * call.score.scale).masked_fill(hidden, -torch.inf)
 
 
 def some_rows(
-    call: AttentionCall, dtype: torch.dtype, rows: slice
+    call: AttentionCall,
+    dtype: torch.dtype,
+    rows: slice,
+    lse: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Row statistics of some queries by definition."""
+    """Row statistics of some queries by definition, with a log-sum-exp if given."""
     logits = scores(call, dtype, rows)
-    lse = logits.logsumexp(-1)
+    lse = logits.logsumexp(-1) if lse is None else lse[0, :, rows]
     norm = lse
     if call.score.sink_logits is not None:
         sink = call.score.sink_logits.to(dtype)[:, None]
@@ -95,17 +102,24 @@ def some_rows(
     }
 
 
+def by_given(given: dict[str, Tensor], name: str) -> list[Tensor]:
+    """What a rounded log-sum-exp makes of a statistic; it is no excuse for itself."""
+    return [] if name == "lse" else [given[name]]
+
+
 def some_columns(
-    call: AttentionCall, dtype: torch.dtype, columns: slice
+    call: AttentionCall,
+    dtype: torch.dtype,
+    columns: slice,
+    lse: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Column statistics of some keys by definition, a few heads at a time."""
-    norm = torch.cat(
-        [
-            exact_lse(call, dtype, slice(q0, q0 + 256))
-            for q0 in range(0, call.mask.query_length, 256)
-        ],
-        1,
-    )
+    """Column statistics of some keys by definition, with a log-sum-exp if given."""
+    if lse is None:
+        blocks = range(0, call.mask.query_length, 256)
+        parts = [exact_lse(call, dtype, slice(q0, q0 + 256)) for q0 in blocks]
+        norm = torch.cat(parts, 1)
+    else:
+        norm = lse[0]
     if call.score.sink_logits is not None:
         norm = torch.logaddexp(norm, call.score.sink_logits.to(dtype)[:, None])
     logits = scores(call, dtype, slice(None), columns)
@@ -131,6 +145,7 @@ def test_a_real_size_is_what_the_definitions_say(behind, sinks, dtype):
     for rows in (slice(0, 130), slice(2_001, 2_070), slice(4_000, 4_097)):
         truth = some_rows(call, torch.float64, rows)
         eager = some_rows(call, torch.float32, rows)
+        given = some_rows(call, torch.float32, rows, arrays["lse"])
         off = float((eager["max_mass"].double() - truth["max_mass"]).abs().max())
         elsewhere = off + torch.finfo(torch.float32).eps
         for name, wanted in truth.items():
@@ -138,15 +153,20 @@ def test_a_real_size_is_what_the_definitions_say(behind, sinks, dtype):
                 arrays[name][0, :, rows],
                 wanted,
                 eager[name],
+                *by_given(given, name),
                 name=name,
                 elsewhere=elsewhere * offsets.get(name, 0.0),
             )
     for columns in (slice(0, 40), slice(2_040, 2_060), slice(4_060, 4_097)):
         truth = some_columns(call, torch.float64, columns)
-        eager = some_columns(call, torch.float32, columns)
+        twins = [
+            some_columns(call, torch.float32, columns, lse)
+            for lse in (None, arrays["lse"])
+        ]
         for name, wanted in truth.items():
             found = arrays[name][0, :, columns]
-            assert_as_precise(found, wanted, eager[name], name=name)
+            eager = [twin[name] for twin in twins]
+            assert_as_precise(found, wanted, *eager, name=name)
 
 
 @pytest.mark.parametrize("n_query", [1, 16])
@@ -156,12 +176,18 @@ def test_a_decoding_step_sees_many_keys(n_query):
     rows = slice(0, n_query)
     truth = some_rows(call, torch.float64, rows)
     eager = some_rows(call, torch.float32, rows)
+    given = some_rows(call, torch.float32, rows, arrays["lse"])
     eps = torch.finfo(torch.float32).eps
     offsets = {"distance": 16 * eps, "waad": 10 * eps, "entropy": eps}
     for name, wanted in truth.items():
         elsewhere = offsets.get(name, 0.0)
         assert_as_precise(
-            arrays[name][0], wanted, eager[name], name=name, elsewhere=elsewhere
+            arrays[name][0],
+            wanted,
+            eager[name],
+            *by_given(given, name),
+            name=name,
+            elsewhere=elsewhere,
         )
     received = arrays["received"][0].double().nan_to_num(0.0)
     seen = call.mask.queries_per_key().to("cuda")[0]

@@ -11,7 +11,7 @@ import torch
 from attention_cases import MASKS, Case, cases, make, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels_statistics import ROUNDINGS
+from test_kernels_statistics import roundings
 from tolerance import assert_as_precise
 from torch import Tensor
 from triton_cases import DEVICE, ON_GPU, SMALL, TILES, TRITON, Poisoned, needs_triton
@@ -65,7 +65,7 @@ def check(case: Case, change: Reweight, output: Tensor, lse: Tensor) -> None:
     call = case.call
     assert output.dtype == call.value.dtype
     true_output, true_lse = definition(case, change, torch.float64)
-    twins = [definition(case, change, call.dtype, **how) for how in ROUNDINGS]
+    twins = [definition(case, change, call.dtype, **how) for how in roundings(case)]
     factor = 1.0 if change.key_factor is None else float(change.key_factor.abs().max())
     # A fused program rounds what it multiplies with the value to the value's type.
     elsewhere = torch.finfo(output.dtype).eps * float(call.value.abs().max()) * factor
@@ -121,16 +121,18 @@ def run(case: Case, change: Reweight, impl: str) -> tuple[Tensor, Tensor]:
 @contextmanager
 def triton_tiles(rows: int, keys: int) -> Iterator[None]:
     """Tiles of these sizes, and parts of two of them."""
-    from interp.kernels import triton_reweighting
+    from interp.kernels import triton_launch, triton_reweighting
     from interp.kernels.triton_tables import TileSizes
 
     sizes = TileSizes(rows, keys, 4, 2)
     tables = {
         "ATTENTION": {256: sizes},
         "ATTENTION_IN_SINGLE": {256: sizes},
-        "TILES_OF_A_PART": 2,
     }
-    with mock.patch.multiple(triton_reweighting, **tables):
+    with (
+        mock.patch.multiple(triton_reweighting, **tables),
+        mock.patch.object(triton_launch, "TILES_OF_A_PART", 2),
+    ):
         yield
 
 

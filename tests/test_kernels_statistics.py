@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import matrix_units
 import pytest
 import torch
 from attention_cases import Case, cases, make
@@ -39,6 +40,13 @@ WANTED = (
 )
 ROUNDINGS = ({"early": False}, {"early": True}, {"rounded": 1}, {"rounded": 2})
 """Dense computations that differ only in how their logits are rounded."""
+
+
+def roundings(case: Case) -> list[dict]:
+    """Those of `ROUNDINGS`, and of the matrix units where they are."""
+    half = case.call.query.dtype in (torch.bfloat16, torch.float16)
+    return [*ROUNDINGS, *([{"on_units": True}] if half and matrix_units.THERE else [])]
+
 
 INDICES = {"max_key", "top_key"}
 """Arrays of key indices: rounding decides among weights that are nearly equal."""
@@ -118,11 +126,12 @@ def check(
     """
     precision = case.call.dtype
     truths = definitions(case, torch.float64, size)
-    twins = [definitions(case, precision, size, **how) for how in ROUNDINGS]
+    twins = [definitions(case, precision, size, **how) for how in roundings(case)]
     if lse is not None:
         base2 = {"unit": math.log2(math.e), "lse": lse}
         twins += [
-            definitions(case, precision, size, **base2, **how) for how in ROUNDINGS
+            definitions(case, precision, size, **base2, **how)
+            for how in roundings(case)
         ]
     maps = case.dense(torch.float64)
     for sample, (queries, keys) in enumerate(case.spans()):

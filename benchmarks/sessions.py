@@ -68,7 +68,7 @@ def steps(address: str, asked: argparse.Namespace, until: float) -> dict:
         tabs = range(asked.sessions)
         pages = [stack.enter_context(page(started, address)) for _ in tabs]
         for found in pages:
-            found.goto(f"{address}/overview?tokens={asked.tokens}")
+            found.goto(f"{address}/?tokens={asked.tokens}")
         for number in tabs:
             settled(pages[number], "The strongest heads")
             paste(pages[number], TEXT.format(number))

@@ -12,8 +12,8 @@ from explorer_browser import browser, explorer, page, settled
 OUT = Path(__file__).parent.parent / "docs" / "screenshots"
 TOKENS = "tokens=192"
 SHOTS = (
-    ("overview", "overview", "", "The strongest heads", None, False),
-    ("overview-dark", "overview", "", "The strongest heads", None, True),
+    ("overview", "", "", "The strongest heads", None, False),
+    ("overview-dark", "", "", "The strongest heads", None, True),
     ("head", "head", "head=L18.H6", "What is lost without it", None, False),
     ("head-profiles", "head", "head=L18.H6", "Where it is", "Along the text", False),
     ("tokens", "tokens", "token=21", "Striking tokens", None, False),

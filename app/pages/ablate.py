@@ -119,6 +119,7 @@ def _show(found: Ablation, key: str) -> None:
             source=str(effects.attrs.get("source", "")),
             table=numbers,
             python=lines,
+            title=False,
         )
         figure = _items(task)
         if figure is not None:

@@ -131,9 +131,10 @@ def page(started, address: str, dark: bool = False, **options) -> Iterator:
 
 
 def settled(found, text: str) -> None:
-    """Wait until the page shows a text and Streamlit has finished its run."""
+    """Wait until the page shows a text, and all of it is drawn."""
     found.get_by_text(text).first.wait_for()
     found.wait_for_function(
         "() => document.querySelector('.stApp')"
         ".getAttribute('data-test-script-state') === 'notRunning'"
+        " && !document.querySelector('[data-testid=stSkeleton]')"
     )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interp.app.bench.commands import bench
+from interp.app.crossattn_command import crossattn
 from interp.app.explorer.command import explorer
 from interp.app.options import (
     Device,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command("app")(explorer)
 app.command()(rhythm)
+app.command()(crossattn)
 app.command()(report)
 
 UsageError: Any = typer.BadParameter.__base__

@@ -1,0 +1,71 @@
+"""The command `interp crossattn`: what it takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.app.options import Device, Dtype, Names, Reference, folder_for, split, typed
+from interp.app.progress import progress_bars
+
+
+def crossattn(
+    model: Reference,
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="AUDIO|TEXT", help="A recording, a text file, or the text itself."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results. Unset: crossattn-MODEL."),
+    ] = None,
+    methods: Names = None,
+    written: Annotated[
+        str | None,
+        typer.Option(help="The output text. Unset: what the model itself writes."),
+    ] = None,
+    masks: Annotated[
+        int, typer.Option(min=1, help="Random masks of a perturbation of sound.")
+    ] = 200,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Points of integrated gradients over sound.")
+    ] = 6,
+    faithfulness: Annotated[
+        bool, typer.Option(help="Make deletion and insertion curves.")
+    ] = True,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Output tokens of an utterance at most.")
+    ] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of masks and intervals.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Attention against saliency: crossattn.csv, crossattn.zarr, index.html.
+
+    Cross-attention of a model of speech or text, or attention of a decoder alone.
+    Prints the path of the page. An interrupted run goes on with the same command.
+    """
+    from interp.app.crossattn import Request, make
+    from interp.probes.crossattn import Options, named
+
+    request = Request(
+        model=model,
+        given=given,
+        out=out or folder_for("crossattn", model),
+        methods=named(split("--methods", methods)),
+        options=Options(steps=steps, masks=masks, seed=seed),
+        text=written,
+        max_tokens=max_tokens,
+        faithfulness=faithfulness,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        command=typed(),
+    )
+    with progress_bars() as progress:
+        page, already = make(request, progress)
+    if already:
+        typer.echo("This comparison is complete; nothing was left to do.", err=True)
+    typer.echo(page)

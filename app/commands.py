@@ -10,6 +10,7 @@ from rich.table import Table
 
 from interp.app.bench.commands import bench
 from interp.app.crossattn_command import crossattn
+from interp.app.doctor_command import doctor
 from interp.app.explorer.command import explorer
 from interp.app.options import (
     Device,
@@ -39,6 +40,7 @@ app.command("app")(explorer)
 app.command()(rhythm)
 app.command()(crossattn)
 app.command()(report)
+app.command()(doctor)
 
 UsageError: Any = typer.BadParameter.__base__
 """Of every wrong argument; typer does not name it."""
@@ -337,47 +339,6 @@ def influence(
     if already:
         typer.echo("This table is complete; nothing was left to do.", err=True)
     typer.echo(table)
-
-
-@app.command()
-def doctor(
-    model: Reference,
-    text: TextFiles = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=2, help="Of the text that every door reads.")
-    ] = 64,
-    device: Device = "auto",
-    dtype: Dtype = None,
-) -> None:
-    """What of a model can be reached, by which door, and whether the doors agree.
-
-    The exit code is 1 if one of them does not.
-    """
-    from interp.app.doctor import diagnose
-    from interp.app.families import families_page
-    from interp.app.texts import read_texts
-
-    if (model is None) == (families is None):
-        raise InputError(
-            "Give either a model or --families; got "
-            f"{'neither' if model is None else 'both'}."
-        )
-    if model is not None:
-        with progress_bars() as progress:
-            views, agrees = diagnose(
-                model, read_texts(text), max_tokens, device, dtype, progress
-            )
-        for view in views:
-            Console().print(view)
-    else:
-        names = split("--families", families) or []
-        with progress_bars() as progress:
-            page, agrees = families_page(names, progress, typed())
-        if out is not None:
-            out.write_text(page, encoding="utf-8")
-        typer.echo(page if out is None else out)
-    if not agrees:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -45,7 +45,7 @@ class FigureBook:
         """
         name = f"figure-{len(self.specs)}"
         top = 8 if "half" in kind else 28
-        height = int(figure.layout.height or 320) - 48 + top
+        height = int(figure.to_dict()["layout"].get("height", 320)) - 48 + top
         bare = go.Figure(figure)
         bare.update_layout(template=None, title=None, margin_t=top, height=height)
         self.specs[name] = str(bare.to_json())

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := interp kernels probes interventions viz app tests
 
-.PHONY: help demo test test-all screenshots browser quality format docs replications release-check clean
+.PHONY: help demo test test-all notebooks screenshots browser quality format docs replications release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -22,8 +22,11 @@ test: $(VENV)/.dev ## Fetch the models, then run the tests
 	@$(BIN)/python -c 'from interp import catalog; [catalog.fetch(each.name) for each in catalog.entries()]'
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not (app and slow)"
 
-test-all: test browser ## The same, then the explorer in a real browser
+test-all: test notebooks ## The same, then the notebooks, and the explorer in a real browser
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "app and slow"
+
+notebooks: $(VENV)/.dev browser ## Run every notebook again
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
 
 screenshots: $(VENV)/.dev browser ## Pictures of the explorer's pages, into docs/screenshots
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/screenshots.py

@@ -64,7 +64,7 @@ def effect_plot(effects: xr.Dataset) -> go.Figure:
                 x=values,
                 y=rows,
                 mode="markers",
-                name="these heads, with interval",
+                name="effect, with interval",
                 showlegend=True,
                 marker={"symbol": "diamond", "size": 11, "color": treated},
                 error_x=_whiskers(values, low, high, theme.NEUTRAL),

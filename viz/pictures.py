@@ -13,6 +13,9 @@ from interp.viz import theme
 WIDTH, SCALE = 760, 1.5
 """Pixels of a figure's width, and picture pixels for each."""
 
+LINE = 24
+"""Pixels of a title above a legend: a picture has no room beside it."""
+
 
 class Picture(PngRenderer):
     """A figure as PNG on paper of its own: code hosts have dark pages too."""
@@ -20,10 +23,26 @@ class Picture(PngRenderer):
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         """The picture, by its media type."""
         layout = {**fig_dict["layout"], "paper_bgcolor": theme.LIGHT.card}
+        is_map = all(trace["type"] == "heatmap" for trace in fig_dict["data"])
+        if not is_map and "text" in layout.get("title", {}):
+            layout = _with_room(layout)
         with warnings.catch_warnings():
             # plotly warns of options, which it always passes, where a server draws.
             warnings.filterwarnings("ignore", "The kopts argument", UserWarning)
             return super().to_mimebundle({**fig_dict, "layout": layout})
+
+
+def _with_room(layout: dict[str, Any]) -> dict[str, Any]:
+    """The title at the top edge, and a line between it and the legend."""
+    title = {"yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 10}}
+    margin = layout.get("margin", {})
+    room = {
+        "title": {**layout.get("title", {}), **title},
+        "margin": {**margin, "t": margin.get("t", LINE * 2) + LINE},
+    }
+    if "height" in layout:
+        room["height"] = layout["height"] + LINE
+    return {**layout, **room}
 
 
 def as_pictures(width: int = WIDTH, scale: float = SCALE) -> None:

@@ -1,6 +1,14 @@
 """Pages of the explorer, in the order of the navigation."""
 
-from interp.app.pages import ablate, compare, head, long_map, overview, tokens
+from interp.app.pages import (
+    ablate,
+    compare,
+    cross_attention,
+    head,
+    long_map,
+    overview,
+    tokens,
+)
 
 PAGES = (
     overview.PAGE,
@@ -9,4 +17,5 @@ PAGES = (
     long_map.PAGE,
     ablate.PAGE,
     compare.PAGE,
+    cross_attention.PAGE,
 )

@@ -13,7 +13,7 @@ from interp.forward import evaluating, lean
 from interp.hooks import on_output
 from interp.models import Model
 
-CHUNK = 1 << 22
+CHUNK = 1 << 21
 """Logits that are worked on at a time."""
 
 

@@ -20,10 +20,10 @@ demo: $(VENV)/.installed ## Draw the head atlas of the default model on the ship
 
 test: $(VENV)/.dev ## Fetch the models, then run the tests
 	@$(BIN)/python -c 'from interp import catalog; [catalog.fetch(each.name) for each in catalog.entries()]'
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not (app and slow)"
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not (slow and (app or bench))"
 
-test-all: test notebooks ## The same, then the notebooks, and the explorer in a real browser
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "app and slow"
+test-all: test notebooks ## The same, then the notebooks, slow benches, and the explorer in a real browser
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and (app or bench)"
 
 notebooks: $(VENV)/.dev browser ## Run every notebook again
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks

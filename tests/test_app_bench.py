@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ from interp.models import load
 CPU = torch.device("cpu")
 HEADS = ["--heads", 4, "--kv-heads", 2]
 SMALL = [*HEADS, "--head-dim", 8, "--dtype", "float32", "--repeats", 1]
+
+
+pytestmark = pytest.mark.bench
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +121,13 @@ class TestGeneration:
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["cpu"] > 0
 
     @pytest.mark.slow
-    def test_the_table_has_a_row_for_both(self, llama):
+    def test_the_table_has_a_row_for_both(self, llama, tmp_path):
+        model = shutil.copytree(llama, tmp_path / "llama")
+        config = json.loads((model / "config.json").read_text("utf-8"))
+        config["max_position_embeddings"] = 128  # room for the prompt
+        (model / "config.json").write_text(json.dumps(config), "utf-8")
         options = ["--tokens", "8", "--repeats", 1, "--threads", 1]
-        table = made("bench", "generation", llama, *options)
+        table = made("bench", "generation", model, *options)
         assert [row[1] for row in rows_of(table)] == list(generation.ROUTES.values())
         assert says(table, "Generation after 64 tokens", "interp bench generation")
 
@@ -320,6 +328,7 @@ def test_calls_fill_the_budget_within_bounds(effort, seconds, calls):
 class TestSweep:
     """Every route ablates the same heads and finds the same NLL."""
 
+    @pytest.mark.slow
     def test_every_route_has_a_row_and_the_same_numbers(self, tmp_path):
         model = save(tmp_path, "llama")
         routes = ["--routes", "hooks,tap,whole,sweep", "--threads", 1]

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
 from command_line import made, refused, save, says
 
 import interp
-from interp.app.bench import apart, doors, generation, retrieval
+from interp.app.bench import apart, doors, retrieval
 from interp.app.bench.clock import Cost, Effort, NotApplicable, attempt, require_memory
 from interp.app.bench.forwards import FORWARDS
 from interp.app.bench.inputs import model_call, random_call, random_llama
@@ -28,7 +27,6 @@ from interp.models import load
 CPU = torch.device("cpu")
 HEADS = ["--heads", 4, "--kv-heads", 2]
 SMALL = [*HEADS, "--head-dim", 8, "--dtype", "float32", "--repeats", 1]
-
 
 pytestmark = pytest.mark.bench
 
@@ -111,25 +109,6 @@ class TestDoors:
             torch.testing.assert_close(saved[layer][0], pattern)
             theirs = cached[f"blocks.{layer}.attn.hook_pattern"][0]
             torch.testing.assert_close(theirs, pattern)
-
-
-class TestGeneration:
-    @pytest.mark.parametrize("route", generation.ROUTES)
-    def test_both_routes_are_measured(self, route, llama, capsys, monkeypatch):
-        monkeypatch.setattr(generation, "PROMPT", 6)
-        generation._run(str(llama), route, 5, 1, 1)
-        assert json.loads(capsys.readouterr().out.splitlines()[-1])["cpu"] > 0
-
-    @pytest.mark.slow
-    def test_the_table_has_a_row_for_both(self, llama, tmp_path):
-        model = shutil.copytree(llama, tmp_path / "llama")
-        config = json.loads((model / "config.json").read_text("utf-8"))
-        config["max_position_embeddings"] = 128  # room for the prompt
-        (model / "config.json").write_text(json.dumps(config), "utf-8")
-        options = ["--tokens", "8", "--repeats", 1, "--threads", 1]
-        table = made("bench", "generation", model, *options)
-        assert [row[1] for row in rows_of(table)] == list(generation.ROUTES.values())
-        assert says(table, "Generation after 64 tokens", "interp bench generation")
 
 
 class TestKernels:

@@ -25,7 +25,7 @@ from interp.app.options import (
     split,
     typed,
 )
-from interp.app.progress import progress_bars
+from interp.app.progress import make_shown, progress_bars
 from interp.app.report_command import report
 from interp.app.rhythm_command import rhythm
 from interp.errors import InputError
@@ -124,11 +124,7 @@ def atlas(
         dtype=dtype,
         command=typed(),
     )
-    with progress_bars() as progress:
-        page, already = make(request, progress)
-    if already:
-        typer.echo("This atlas is complete; nothing was left to do.", err=True)
-    typer.echo(page)
+    make_shown("atlas", make, request)
 
 
 @app.command()
@@ -264,11 +260,7 @@ def ablate(
         dtype=dtype,
         command=typed(),
     )
-    with progress_bars() as progress:
-        page, already = make(request, progress)
-    if already:
-        typer.echo("This ablation is complete; nothing was left to do.", err=True)
-    typer.echo(page)
+    make_shown("ablation", make, request)
 
 
 @app.command()
@@ -334,11 +326,7 @@ def influence(
         dtype=dtype,
         command=typed(),
     )
-    with progress_bars() as progress:
-        table, already = make(request, progress)
-    if already:
-        typer.echo("This table is complete; nothing was left to do.", err=True)
-    typer.echo(table)
+    make_shown("table", make, request)
 
 
 @app.command()

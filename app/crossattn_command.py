@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from interp.app.options import Device, Dtype, Names, Reference, folder_for, split, typed
-from interp.app.progress import progress_bars
+from interp.app.progress import make_shown
 
 
 def crossattn(
@@ -64,8 +64,4 @@ def crossattn(
         dtype=dtype,
         command=typed(),
     )
-    with progress_bars() as progress:
-        page, already = make(request, progress)
-    if already:
-        typer.echo("This comparison is complete; nothing was left to do.", err=True)
-    typer.echo(page)
+    make_shown("comparison", make, request)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+
+Request = TypeVar("Request")
 
 Progress = Callable[[str, int, int], None]
 """Told a step, how much of it is done, and of how much; 0 where nobody knows."""
@@ -52,3 +55,20 @@ def progress_bars() -> Iterator[Progress]:
         except BaseException:
             bars.live.transient = True
             raise
+
+
+def make_shown(
+    what: str, make: Callable[[Request, Progress], tuple[Any, bool]], request: Request
+) -> None:
+    """Makes something behind bars, and prints where it lies.
+
+    Args:
+        what: What it is called where there was nothing left to do.
+        make: Gives what to print, and whether it was complete before.
+        request: What is to be made.
+    """
+    with progress_bars() as progress:
+        made, already = make(request, progress)
+    if already:
+        typer.echo(f"This {what} is complete; nothing was left to do.", err=True)
+    typer.echo(made)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from interp.app.options import Device, Dtype, MaxTokens, Reference, folder_for, typed
-from interp.app.progress import progress_bars
+from interp.app.progress import make_shown
 from interp.errors import InputError
 
 LINES = (".jsonl", ".ndjson")
@@ -94,11 +94,7 @@ def rhythm(
         dtype=dtype,
         command=typed(),
     )
-    with progress_bars() as progress:
-        page, already = make(request, progress)
-    if already:
-        typer.echo("This rhythm is complete; nothing was left to do.", err=True)
-    typer.echo(page)
+    make_shown("rhythm", make, request)
 
 
 def _layers(text: str | None) -> str | tuple[int, ...] | None:

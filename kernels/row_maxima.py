@@ -71,3 +71,8 @@ def numbers(packed: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def places(packed: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """The places of what `placed` packed, as 32-bit integers."""
     return LAST_PLACE - packed.view(torch.int32)[..., 1 - HIGH :: 2]
+
+
+def unpack_places(packed: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The places of what `placed` packed, in its own memory."""
+    return packed.bitwise_and_(LAST_PLACE).neg_().add_(LAST_PLACE)

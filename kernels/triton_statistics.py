@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.kernels import definitions as d
 from interp.kernels import tiled
 from interp.kernels.availability import within_limits
-from interp.kernels.row_maxima import numbers, places
+from interp.kernels.row_maxima import numbers, places, unpack_places
 from interp.kernels.rules import AttentionCall
 from interp.kernels.stripes import Near
 from interp.kernels.tiled import LOG2E
@@ -259,7 +259,7 @@ class _Work(Launcher):
 
     def _finished_maximum(self, best: Tensor) -> dict[str, Tensor]:
         mass = numbers(best).exp2_().masked_fill_(self.blind, torch.nan)
-        key = places(best).long().masked_fill_(self.blind, -1)
+        key = unpack_places(best).masked_fill_(self.blind, -1)
         return {"max_mass": mass, "max_key": key}
 
 

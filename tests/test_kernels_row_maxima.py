@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp.kernels.row_maxima import ByBlock, numbers, places
+from interp.kernels.row_maxima import ByBlock, numbers, places, unpack_places
 
 BLIND = -(2**63)
 
@@ -23,6 +23,7 @@ def test_what_was_packed_is_unpacked():
     whole = packed(number, place)
     assert torch.equal(numbers(whole), number.float())
     assert torch.equal(places(whole).long(), place)
+    assert torch.equal(unpack_places(whole), place)
 
 
 def test_the_largest_number_wins_and_of_equal_ones_the_lower_place():

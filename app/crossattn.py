@@ -57,6 +57,8 @@ class Request:
     max_tokens: int = MOST_TOKENS
     faithfulness: bool = True
     seed: int = 0
+    begin: float = 0.0
+    seconds: float | None = None
     device: str = "auto"
     dtype: str | None = None
     command: str = ""
@@ -70,6 +72,8 @@ class Request:
             "faithfulness": self.faithfulness,
             "text": self.text,
             "seed": self.seed,
+            "begin": self.begin,
+            "seconds": self.seconds,
             "options": json.loads(json.dumps(asdict(self.options))),
         }
 
@@ -97,7 +101,7 @@ def make(request: Request, progress: Progress) -> tuple[Path, bool]:
         progress=lambda step: progress(step, 0, 0),
     )
     clock.append(time.perf_counter())
-    given, name, content = read(model, request.given)
+    given, name, content = read(model, request.given, request.begin, request.seconds)
     decided = identity(model, {name: content}, request.parameters)
     files = (PAGE, TREE, TABLE)
     if known is not None:
@@ -143,20 +147,24 @@ def make(request: Request, progress: Progress) -> tuple[Path, bool]:
     return out / PAGE, False
 
 
-def read(model: Model, given: str) -> tuple[Any, str, str]:
+def read(
+    model: Model, given: str, begin: float = 0.0, seconds: float | None = None
+) -> tuple[Any, str, str]:
     """What a model is given, its name, and what identifies its content.
 
     Args:
         model: Decides whether it is sound or text.
         given: A path; for a model of text also the text itself. One word with a dot
             in it is a path.
+        begin: Where in a recording to begin, in seconds.
+        seconds: How much of a recording to read; all that follows for None.
 
     Raises:
         InputError: There is no such file, or it is not what the model reads.
     """
     path = Path(given)
     if kind_of(model) == "speech":
-        sound = read_sound(path)
+        sound = read_sound(path, begin, seconds)
         heard = hashlib.sha256(sound.samples.tobytes()).hexdigest()
         return sound, sound.name, f"{sound.rate} {heard}"
     if _is_file(path):

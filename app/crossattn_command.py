@@ -26,6 +26,13 @@ def crossattn(
         str | None,
         typer.Option(help="The output text. Unset: what the model itself writes."),
     ] = None,
+    begin: Annotated[
+        float, typer.Option(min=0, help="Where in a recording to begin, in seconds.")
+    ] = 0.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="How much of a recording. Unset: to its end."),
+    ] = None,
     masks: Annotated[
         int, typer.Option(min=1, help="Random masks of a perturbation of sound.")
     ] = 200,
@@ -60,6 +67,8 @@ def crossattn(
         max_tokens=max_tokens,
         faithfulness=faithfulness,
         seed=seed,
+        begin=begin,
+        seconds=seconds,
         device=device,
         dtype=dtype,
         command=typed(),

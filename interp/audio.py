@@ -1,7 +1,7 @@
 """Recordings: read, made mono at the model's rate, and cut into the model's windows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ class Sound:
         samples: `[sample]`, float32, one channel, about -1 to 1.
         rate: Samples a second.
         name: What it is called in reports.
+        begin: Where it begins in the recording that it is a stretch of, in seconds.
     """
 
     samples: np.ndarray
     rate: int
     name: str = "sound"
+    begin: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be heard."""
@@ -60,7 +62,7 @@ class Sound:
             return self
         common = int(np.gcd(rate, self.rate))
         samples = resample_poly(self.samples, rate // common, self.rate // common)
-        return Sound(samples.astype(np.float32), rate, self.name)
+        return replace(self, samples=samples.astype(np.float32), rate=rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,23 +84,43 @@ class Window:
     rate: int
 
 
-def read_sound(path: str | Path) -> Sound:
-    """A WAV, FLAC, OGG or MP3 file; several channels are averaged.
+def read_sound(
+    path: str | Path, begin: float = 0.0, seconds: float | None = None
+) -> Sound:
+    """A WAV, FLAC, OGG or MP3 file, or a stretch of it; several channels are averaged.
+
+    Args:
+        path: The file.
+        begin: Where the stretch begins, in seconds.
+        seconds: How long it is; to the end of the file for None.
 
     Raises:
-        InputError: There is no such file, it is no audio, or nothing can be heard.
+        InputError: There is no such file, it is no audio, it ends before `begin`, or
+            nothing can be heard.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"Audio was to be read from {path}; there is no such file.")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate, whole = file.samplerate, file.frames / file.samplerate
+            file.seek(min(round(begin * rate), file.frames))
+            frames = -1 if seconds is None else round(seconds * rate)
+            # Block by block: of many channels only their mean is ever held.
+            blocks = file.blocks(rate, frames=frames, dtype="float32", always_2d=True)
+            parts = [block.mean(axis=1) for block in blocks]
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise InputError(
             f"Audio was to be read from {path}; it is none that can be read "
             f"({' '.join(str(error).split())[:120]}). Give a WAV or FLAC file."
         ) from error
-    return Sound(samples.mean(axis=1), rate, path.name)
+    if begin >= whole > 0:
+        raise InputError(
+            f"Audio was to be read from {path} at {begin:g} s; it is {whole:.1f} s "
+            "long. Begin earlier."
+        )
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    return Sound(samples, rate, path.name, begin)
 
 
 def windows(model: Model, sound: Sound) -> Iterator[Window]:
@@ -132,4 +154,5 @@ def windows(model: Model, sound: Sound) -> Iterator[Window]:
             else value.to(model.device)
             for name, value in made.items()
         }
-        yield Window(inputs, samples, start / rate, len(samples) / rate, rate)
+        begin = sound.begin + start / rate
+        yield Window(inputs, samples, begin, len(samples) / rate, rate)

@@ -1,8 +1,11 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 from crossattn_cases import (
     READ,
+    SECONDS,
     WRITTEN,
     heard,
     listener,
@@ -23,6 +26,7 @@ from interp.probes.crossattn.forced import Forced
 
 FEW = Options(steps=2, samples=2, windows=5, masks=6, cheap=2, cheap_masks=6)
 CHEAP = ("gradient", "perturbation")
+writing = import_module("interp.probes.crossattn.utterances")
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +256,19 @@ def test_what_a_model_writes_itself_is_scored_without_prompt_and_end():
     assert 1 <= len(one.scored) <= 5
     assert one.scored[0] == 1
     assert not {0, 1, 2} & set(forced.targets.tolist())
+
+
+def test_a_window_without_words_is_left_out_and_named(monkeypatch):
+    model, left_out = listener(), []
+    quiet = [[], [1, 4, 9], []]  # what the model writes of each window
+    monkeypatch.setattr(writing, "_written", lambda *_: quiet.pop(0))
+    heard = list(utterances(model, sound(3 * SECONDS), silent=left_out.append))
+
+    assert [one.window.begin for one in heard] == [pytest.approx(SECONDS)]
+    assert left_out == ["tone from 0 s", f"tone from {2 * SECONDS:g} s"]
+
+
+def test_a_recording_without_any_words_is_refused(monkeypatch):
+    monkeypatch.setattr(writing, "_written", lambda *_: [])
+    with pytest.raises(InputError, match="No token is written"):
+        list(utterances(listener(), sound(2 * SECONDS)))

@@ -124,7 +124,9 @@ def compare(
     parts = Parts(None if out is None else Path(out))
     progress("writing the text", 0, 0)
     with evaluating(model.module), _frozen(model):
-        found = utterances(model, given, text=text, max_tokens=max_tokens)
+        found = utterances(
+            model, given, text=text, max_tokens=max_tokens, silent=run.leave_out
+        )
         for number, utterance in enumerate(found):
             run.add(f"utterance_{number}", utterance, parts)
     return run.tree()
@@ -176,6 +178,10 @@ class _Run:
                 progress=lambda done, total: tell("deletion, insertion", done, total),
             )
         self.names.append(name)
+
+    def leave_out(self, name: str) -> None:
+        """A window without words."""
+        self.skipped.append({"what": name, "why": "the model writes nothing for it"})
 
     def tree(self) -> xr.DataTree:
         """All utterances, and what they say together."""

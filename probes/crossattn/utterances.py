@@ -1,7 +1,7 @@
 """What a model is given and what it writes: recordings window by window, or texts."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,14 @@ Kind = Literal["speech", "text", "decoder"]
 
 MOST_TOKENS = 128
 """Tokens that are written of an utterance, unless told otherwise."""
+
+LONGEST = 120.0
+"""Seconds of a recording that are compared at once: every 30 s of speech take minutes
+and hold up to 0.7 GB of saliency, frame by frame and channel by channel."""
+
+
+class _NothingWrittenError(InputError):
+    """No output token has a saliency."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +88,12 @@ def utterances(
     *,
     text: str | Sequence[str] | None = None,
     max_tokens: int = MOST_TOKENS,
+    silent: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Utterance]:
     """The utterances of what a caller gave, each with its output tokens.
+
+    A window of a recording that the model writes nothing for is left out, as long as
+    another is there.
 
     Args:
         model: A model that writes text.
@@ -90,9 +102,11 @@ def utterances(
         text: What is written, one for each utterance, instead of what the model
             itself would write. A decoder alone writes the text that it is given.
         max_tokens: Output tokens of an utterance at most.
+        silent: Told the name of each window that was left out.
 
     Raises:
-        InputError: Nothing was given, it cannot be read, or nothing is written.
+        InputError: Nothing was given, it cannot be read, it is a recording of more
+            than `LONGEST` seconds, or nothing is written.
         UnsupportedModelError: The model writes no text or reads something else.
     """
     kind = kind_of(model)
@@ -100,7 +114,7 @@ def utterances(
     if not items:
         raise InputError("Nothing was given. Name a recording or a text.")
     texts = [text] if isinstance(text, str) else None if text is None else list(text)
-    count = 0
+    count, nothing = 0, None
     for number, item in enumerate(items):
         pieces = _heard(model, item) if kind == "speech" else [_read(model, item)]
         for inputs, name, window in pieces:
@@ -111,12 +125,28 @@ def utterances(
                 )
             said = None if texts is None else texts[count]
             name = name or (f"text {number + 1}" if len(items) > 1 else "text")
-            yield _utterance(model, kind, inputs, name, window, said, max_tokens)
+            try:
+                made = _utterance(model, kind, inputs, name, window, said, max_tokens)
+            except _NothingWrittenError as error:
+                if window is None:
+                    raise
+                nothing = error
+                silent(f"{name} from {window.begin:g} s")
+                continue
+            yield made
             count += 1
+    if nothing is not None and not count:
+        raise nothing
 
 
 def _heard(model: Model, item: Any) -> Iterator[tuple[dict[str, Tensor], str, Window]]:
     sound = item if isinstance(item, Sound) else read_sound(item)
+    if sound.seconds > LONGEST:
+        raise InputError(
+            f"{sound.name} is {sound.seconds:,.0f} s long; at most {LONGEST:g} s are "
+            "compared at once. Choose a stretch with --begin and --seconds, or "
+            "read_sound(path, begin=..., seconds=...)."
+        )
     for window in windows(model, sound):
         yield window.inputs, sound.name, window
 
@@ -164,7 +194,7 @@ def _utterance(
 
 def _require_tokens(scored: tuple[int, ...], name: str) -> None:
     if not scored:
-        raise InputError(
+        raise _NothingWrittenError(
             f"No token is written for {name}, so nothing has a saliency. Give speech "
             "that is understood, a longer text, or what is written with text=..."
         )

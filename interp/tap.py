@@ -4,12 +4,12 @@ A private name is registered in transformers' attention registry and in its mask
 registry, the configs point at it for the length of a `with` block, and each call then
 arrives here with query and key after rotary embedding and normalization, grouped
 heads unexpanded, and the mask as a rule. The output comes from a fused kernel, or from
-row blocks where a change of the weights is in force. Modules that compute attention by
+row blocks where a change of the weights is in force; gradients pass it as they pass
+the model's own attention, and statistics have none. Modules that compute attention by
 themselves are seen in the functions of torch instead.
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.adapters import torch_function
 from interp.anatomy import Anatomy, Site
 from interp.editing import AttentionEdit, in_force
-from interp.errors import UnsupportedModelError
+from interp.errors import InputError, UnsupportedModelError
 from interp.kernels import fused, statistics, weighted
+from interp.kernels.backward import differentiable
 from interp.kernels.definitions import Statistic
 from interp.kernels.edits import Edit
 from interp.kernels.masks import MaskRule
@@ -45,7 +44,8 @@ class Visit:
     Attributes:
         site: Which module made it.
         call: Its tensors and rules, with every change that is in force.
-        output: What the model goes on with, `[batch, head, query, d_value]`.
+        output: What the model goes on with, `[batch, head, query, d_value]`; where
+            gradients are recorded, a part of the graph, as the tensors of `call` are.
         lse: Row log-sum-exp in nats, learned sink excluded, `[batch, head, query]`.
         arrays: Statistics wanted at the site, `[batch, head, ...]` by name.
         impl: The implementation that made the statistics.
@@ -82,6 +82,7 @@ def tap(
 
     Raises:
         UnsupportedModelError: No attention of this model can be reached.
+        InputError: In a forward that records gradients, where attention has dropout.
     """
     anatomy = anatomy or Anatomy.of(module)
     attention = seen_attention(module, visit, anatomy, wanted, impl, padding)
@@ -140,12 +141,19 @@ def seen_attention(
             _require_keys(change, owner, call)
             call = change.inputs(site, call)
         edits = [edit for change in changes for edit in change.weights(site, call)]
-        output, lse, arrays, used = attend(call, wanted(site), impl, edits)
+        with torch.no_grad():
+            output, lse, arrays, used = attend(call, wanted(site), impl, edits)
+        output = differentiable(call, output, edits)
+        if output.requires_grad and options.get("dropout"):
+            raise InputError(
+                f"Gradients were asked for of a model that drops "
+                f"{options['dropout']:.0%} of its attention weights; traced or edited "
+                "attention drops none, and they would be another model's. Call its "
+                "eval() first, or run it under torch.no_grad()."
+            )
         for change in changes:
             output = change.output(site, call, output)
         visit(Visit(site, call, output, lse, arrays, used))
-        if torch.is_grad_enabled() and query.requires_grad:
-            output = _NoGradient.apply(output, query, key, value)
         return output.transpose(1, 2).contiguous(), None
 
     return attention
@@ -170,52 +178,6 @@ def door_of(module: nn.Module, anatomy: Anatomy) -> str:
         f"torch functions of {', '.join(sorted(kinds))}; "
         "the model itself builds what is of size query x key"
     )
-
-
-@contextmanager
-def own_attention(
-    module: nn.Module,
-    see: Callable[[Site, Tensor], None],
-    *,
-    anatomy: Anatomy | None = None,
-) -> Iterator[None]:
-    """Leaves attention to the model's own implementation, which gradients pass.
-
-    Args:
-        module: A transformers model whose attention reaches the interface.
-        see: Called with what the heads of a site give to the output projection,
-            `[batch, query, head, d_value]`, after each call.
-        anatomy: The module's, if at hand.
-
-    Raises:
-        UnsupportedModelError: No attention of this model can be reached.
-    """
-    anatomy = anatomy or Anatomy.of(module)
-    anatomy.require_attention()
-    if by_hand := computed_by_hand(module, anatomy):
-        kind = type(module.get_submodule(by_hand[0].module_name)).__name__
-        raise UnsupportedModelError(
-            f"gradients with respect to what heads give out were asked for; {kind} "
-            "does not call transformers' attention interface, where they are taken. "
-            "Choose a model that does."
-        )
-    sites = Sites(module, anatomy)
-    config: Any = module.config
-    own = config._attn_implementation_internal or "eager"
-
-    def attention(owner: nn.Module, *inputs: Any, **options: Any) -> Any:
-        home: Any = sys.modules[type(owner).__module__]
-        eager = getattr(
-            home, "eager_attention_forward", ALL_ATTENTION_FUNCTIONS["sdpa"]
-        )
-        output, *rest = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)(
-            owner, *inputs, **options
-        )
-        see(sites.of(owner), output)
-        return output, *rest
-
-    with answered_by(module, attention, ALL_MASK_ATTENTION_FUNCTIONS[own]):
-        yield
 
 
 @contextmanager
@@ -346,21 +308,6 @@ def _with_queries(rule: MaskRule, is_cross: bool, padding: Tensor | None) -> Mas
     first = 0 if is_cross else rule.query_offset - rule.key_offset
     own = real[:, first : first + rule.query_length]
     return rule.kept(("queries", id(real)), lambda: replace(rule, query_padding=own))
-
-
-class _NoGradient(torch.autograd.Function):
-    """Refuses to differentiate attention under a tap, where zeros would be silent."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise UnsupportedModelError(
-            "a gradient through attention was asked for while the model is traced or "
-            "edited, which computes outputs only. Take gradients outside the block."
-        )
 
 
 class Sites:

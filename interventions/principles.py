@@ -91,6 +91,7 @@ class _Taylor(Edit):
 
 def _log_taylor(score: Tensor) -> Tensor:
     """log(1 + s + s^2/2); a pair that was taken away (-inf) stays away."""
+    score = score.clone()  # the way back of a gradient needs it when it is overwritten
     changed = torch.log1p(score * (1 + score / 2))
     return changed.masked_fill(score == -torch.inf, -torch.inf)
 

@@ -9,14 +9,13 @@ import xarray as xr
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from interp.anatomy import Site
 from interp.errors import InputError
 from interp.evaluation import check, forward
 from interp.heads import HeadGrid
 from interp.interventions.prefix import twin
 from interp.interventions.sweeping import NONE, Progress, single_heads, sweep
 from interp.models import Model
-from interp.tap import own_attention
+from interp.tap import Visit, tap
 from interp.tasks.items import Item
 from interp.uncertainty import BOUNDS
 
@@ -72,9 +71,9 @@ def _of_item(
 ) -> np.ndarray:
     outputs: dict[int, Tensor] = {}
 
-    def see(site: Site, output: Tensor) -> None:
-        if site.name == "self":
-            outputs[site.layer] = output
+    def see(visit: Visit) -> None:
+        if visit.site.name == "self":
+            outputs[visit.site.layer] = visit.output
 
     # The parameters are the caller's: gradients start at the embedding, end at heads.
     embedding = own.module.get_input_embeddings()
@@ -82,7 +81,7 @@ def _of_item(
         lambda module, inputs, output: output.detach().requires_grad_()
     )
     try:
-        with torch.enable_grad(), own_attention(own.module, see, anatomy=own.anatomy):
+        with torch.enable_grad(), tap(own.module, see, anatomy=own.anatomy):
             logits = forward(own, item)[0]
             begin, end = item.scored
             answer = torch.tensor(item.ids[begin:end], device=logits.device)
@@ -96,7 +95,8 @@ def _of_item(
         put: Any = 0.0
         if reference is not None:
             put = torch.as_tensor(reference.isel(layer=layer).values).to(output)
-        change = (gradient * (put - output.detach())).double()
+        was, slope = (each.detach().transpose(1, 2) for each in (output, gradient))
+        change = (slope * (put - was)).double()
         estimate[layer] = change.sum((0, 1, 3)).cpu().numpy()
     return estimate
 

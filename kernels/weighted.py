@@ -13,24 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels import tiled, workers
+from interp.kernels import row_blocks, tiled, workers
 from interp.kernels.accumulators import KINDS, Accumulator
 from interp.kernels.edits import Block, Edit
 from interp.kernels.rules import AttentionCall
 from interp.kernels.samples import scatter
 from interp.kernels.tiles import Rows, Tile
-
-ROWS = 128
-"""Queries of a block on a CPU, unless there are few keys or very many."""
-
-NEAR_CORE = 1 << 18
-"""Weights of a block that stay in the cache of one core."""
-
-ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Weights of a block, at most, as long as one row fits."""
-
-WORTH_A_WORKER = 1 << 21
-"""Weights that pay for a worker more."""
 
 FEWEST_ROWS = 16
 """Rows of a block below which two passes with fewer keys at a time are faster."""
@@ -38,7 +26,8 @@ FEWEST_ROWS = 16
 
 def is_fastest(call: AttentionCall) -> bool:
     """True where one pass over row blocks beats a fused kernel and a second pass."""
-    rows = ELEMENTS["cpu"] // (call.group_size * max(call.mask.key_length, 1))
+    width = call.group_size * max(call.mask.key_length, 1)
+    rows = row_blocks.ELEMENTS["cpu"] // width
     return call.query.device.type == "cpu" and rows >= FEWEST_ROWS
 
 
@@ -107,39 +96,25 @@ class _Sample:
 
     def run(self) -> dict[str, Tensor]:
         """Fills output and lse; the statistics' arrays `[1, head, ...]`."""
-        call = self.call
-        on_cpu = call.query.device.type == "cpu"
-        width = call.group_size * max(call.mask.key_length, 1)
-        most = max(ELEMENTS["cpu" if on_cpu else "cuda"] // width, 1)
-        step = min(most, max(ROWS, NEAR_CORE // width)) if on_cpu else most
-        blocks = [
-            (q0, min(q0 + step, call.mask.query_length))
-            for q0 in range(0, call.mask.query_length, step)
-        ]
-        pairs = call.n_heads * call.mask.query_length * call.mask.key_length
-        n_workers = min(torch.get_num_threads(), 1 + pairs // (2 * WORTH_A_WORKER))
-        stripes = max(min(n_workers, len(blocks)), 1) if on_cpu else 1
-        groups = [
-            slice(first, first + call.group_size)
-            for first in range(0, call.n_heads, call.group_size)
-        ]
-        jobs = [(heads, blocks[i::stripes]) for heads in groups for i in range(stripes)]
-        done = workers.run(self._work, jobs, n_workers if on_cpu else 0)
+        jobs, n_workers = row_blocks.jobs(self.call)
+        done = workers.run(self._work, jobs, n_workers)
+        n_groups = self.call.key.shape[1]
+        stripes = len(jobs) // n_groups
         by_heads = []
-        for index, heads in enumerate(groups):
+        for index in range(n_groups):
+            heads = jobs[index * stripes][0]
             first, *others = done[index * stripes : (index + 1) * stripes]
             for other in others:
                 for part, rest in zip(first, other, strict=True):
                     part.merge(rest)
             sink = None if self.sink is None else self.sink[heads]
-            mask = call.mask.of_heads(heads)
-            rows = Rows(self.lse[heads], sink, mask)
+            rows = Rows(self.lse[heads], sink, self.call.mask.of_heads(heads))
             by_heads.append(tiled.finish(first, self.wanted, rows))
         arrays = {n: torch.cat([h[n] for h in by_heads])[None] for n in by_heads[0]}
         if any(isinstance(s, d.Edges) for s in self.wanted):
             arrays["edges"] = self._edge_mass()[None]
         if any(isinstance(s, d.Norms) for s in self.wanted):
-            arrays |= tiled.norms(call)
+            arrays |= tiled.norms(self.call)
         return arrays
 
     def _edge_mass(self) -> Float[Tensor, "head query edge"]:
@@ -156,7 +131,7 @@ class _Sample:
         blind = self.lse == -torch.inf
         return torch.stack(edges, -1).masked_fill(blind[..., None], torch.nan)
 
-    def _work(self, job: tuple[slice, list[tuple[int, int]]]) -> list[Accumulator]:
+    def _work(self, job: row_blocks.Job) -> list[Accumulator]:
         heads, blocks = job
         call = self.call
         kv_head = heads.start // call.group_size
@@ -175,8 +150,10 @@ class _Sample:
             )
             box = q0, q1, k0, k1
             block = Block(self.sample, heads, box, call.mask, key.device)
-            hidden = self._scores(block, key[k0:k1], logits)
-            norm = self._normalize(heads, q0, q1, logits, weights, hidden)
+            may_be_blind = self._scores(block, key[k0:k1], logits)
+            sinks = None if self.sink is None else self.sink[heads]
+            lse = row_blocks.normalize(logits, sinks, may_be_blind, weights)
+            self.lse[heads, q0:q1] = lse
             for edit in self.edits:
                 edit.change_weights(weights, block)
             as_scored = all(edit.keeps_softmax for edit in self.edits)
@@ -185,7 +162,9 @@ class _Sample:
             self._gather(heads, box, weights)
             if parts:
                 known = any(isinstance(s, d.Entropy) for s in self.kinds)
-                logs = logits.sub_(norm[..., None]) if known and as_scored else None
+                logs = None
+                if known and as_scored:
+                    logs = logits.sub_(self._norm(heads, lse)[..., None])
                 tile = Tile(call.mask, *box, weights, logs, logits, log_unit=1.0)
                 for part in parts:
                     part.update(tile)
@@ -193,53 +172,20 @@ class _Sample:
 
     def _scores(self, block: Block, key: Tensor, out: Tensor) -> bool:
         """Writes the logits; True when some row may see nothing."""
-        call, score = self.call, self.call.score
-        heads, box = block.heads, block.box
-        q0, q1, k0, k1 = box
-        query = call.query[0, heads, q0:q1].to(call.dtype) * score.scale
-        torch.mm(query.flatten(0, 1), key.T, out=out.view(-1, k1 - k0))
-        if score.softcap is not None:
-            out.div_(score.softcap).tanh_().mul_(score.softcap)
-        if score.position_bias is not None:
-            own = heads if score.position_bias.shape[1] > 1 else slice(None)
-            out.add_(score.position_bias[0, own, q0:q1, k0:k1])
+        row_blocks.products(self.call, block, key, out)
+        if self.call.score.position_bias is not None:
+            out.add_(row_blocks.of_pairs(self.call.score.position_bias, block))
         for edit in self.edits:
             edit.change_logits(out, block)
-        hides = any(edit.hides for edit in self.edits)
-        if hides:
-            out.clamp_(min=_hidden(out.dtype))
-        for a, b in call.mask.uncertain(*box):
-            visible = call.mask.tile(q0, q1, a, b)
-            if visible is not None:
-                own = visible[0] if visible.shape[1] == 1 else visible[0, heads]
-                hidden = ~own.to(out.device)
-                out[..., a - k0 : b - k0].masked_fill_(hidden, _hidden(out.dtype))
-        return hides or call.mask.may_be_blind(q0, q1)
+        return row_blocks.hide(block, out, self.edits)
 
-    def _normalize(
-        self,
-        heads: slice,
-        q0: int,
-        q1: int,
-        logits: Tensor,
-        weights: Tensor,
-        may_be_blind: bool,
+    def _norm(
+        self, heads: slice, lse: Float[Tensor, "head query"]
     ) -> Float[Tensor, "head query"]:
-        """Writes the weights and the lse; what to subtract from a logit for its log."""
-        torch.softmax(logits, -1, out=weights)
-        largest = logits.amax(-1)
-        lse = largest - weights.amax(-1).log()
-        if may_be_blind:
-            blind = largest <= _hidden(logits.dtype) / 2
-            weights.masked_fill_(blind[..., None], 0.0)
-            lse.masked_fill_(blind, -torch.inf)
-        self.lse[heads, q0:q1] = lse
+        """What to subtract from a logit for the logarithm of its weight."""
         if self.sink is None:
             return lse.nan_to_num(neginf=0.0)
-        sink = self.sink[heads, None]
-        share = torch.sigmoid(lse - sink)
-        weights.mul_(share[..., None])
-        return torch.logaddexp(lse, sink)
+        return torch.logaddexp(lse, self.sink[heads, None])
 
     def _gather(
         self, heads: slice, box: tuple[int, int, int, int], weights: Tensor
@@ -252,8 +198,3 @@ class _Sample:
         index = targets.clamp(0, k1 - k0 - 1).expand(len(weights), -1, -1)
         inside = (targets >= 0) & (targets < k1 - k0)
         self.target_mass[heads, q0:q1] = weights.gather(2, index) * inside
-
-
-def _hidden(dtype: torch.dtype) -> float:
-    """Logit of a pair that does not exist: finite, so that 0 * it is 0."""
-    return torch.finfo(dtype).min / 4

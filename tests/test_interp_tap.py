@@ -276,14 +276,6 @@ def test_an_edit_changes_the_output_and_the_statistics_together():
     assert in_force(model) == ()
 
 
-def test_a_gradient_through_tapped_attention_is_refused_not_zero():
-    model, inputs = tiny("llama")
-    with tap(model, lambda visit: None):
-        loss = model(**inputs).logits.sum()
-        with pytest.raises(UnsupportedModelError, match="outside the block"):
-            loss.backward()
-
-
 def test_t5_says_that_its_memory_is_not_linear():
     capability = Anatomy.of(tiny("t5")[0]).capability("linear_memory")
     assert not capability.available

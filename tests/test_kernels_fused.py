@@ -12,7 +12,7 @@ from test_kernels_statistics import roundings
 from tolerance import assert_as_precise
 from torch import Tensor
 
-from interp.kernels import fused, reference, weighted
+from interp.kernels import fused, reference, row_blocks, weighted
 from interp.kernels.masks import MaskFunction, MaskRule
 from interp.kernels.rules import AttentionCall
 
@@ -68,7 +68,7 @@ def test_output_and_lse_are_what_their_definitions_say(how):
 @given(how=cases())
 def test_row_blocks_give_the_same_output_under_any_rule(how):
     case = make(**how)
-    with mock.patch.multiple(weighted, ROWS=20, ELEMENTS={"cpu": 3000, "cuda": 1}):
+    with mock.patch.multiple(row_blocks, ROWS=20, ELEMENTS={"cpu": 3000, "cuda": 1}):
         check(case, *weighted.attend(case.call)[:2])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from triton_cases import DEVICE, ON_GPU, SMALL, TILES, TRITON, Poisoned, needs_triton
 
 from interp.kernels import definitions as d
-from interp.kernels import reference, reweighting, weighted
+from interp.kernels import reference, reweighting, row_blocks, weighted
 from interp.kernels.edits import Block
 from interp.kernels.errors import KernelUnavailableError, ShapeError
 from interp.kernels.masks import MaskRule
@@ -151,7 +151,7 @@ def small_tiles(impl: str) -> AbstractContextManager[None]:
 def test_row_blocks_give_what_the_definition_says(how, parts, size, seed):
     case = make(**how)
     change = change_of(case, tuple(parts), size, seed)
-    with mock.patch.multiple(weighted, ROWS=20, ELEMENTS={"cpu": 3000, "cuda": 1}):
+    with mock.patch.multiple(row_blocks, ROWS=20, ELEMENTS={"cpu": 3000, "cuda": 1}):
         check(case, change, *reweighted(case.call, change, "torch"))
 
 
@@ -349,4 +349,4 @@ def test_memory_stays_linear():
 
     with mock.patch.object(Reweight, "change_logits", seen):
         reweighted(call, change, "torch")
-    assert max(asked) <= weighted.ELEMENTS["cpu"] < n * n
+    assert max(asked) <= row_blocks.ELEMENTS["cpu"] < n * n

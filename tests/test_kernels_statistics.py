@@ -15,7 +15,7 @@ from tolerance import assert_as_precise, assert_same_index
 from torch import Tensor
 
 from interp.kernels import definitions as d
-from interp.kernels import fused, statistics, tiled, tiles, weighted
+from interp.kernels import fused, row_blocks, statistics, tiled, tiles, weighted
 
 PARAMETERS = {"clip": 10, "first": 4, "window": 6, "near": 3, "far": 12, "size": 20}
 PARAMETERS |= {"k": 9, "last": 5}
@@ -226,7 +226,7 @@ def small_tiles(rows: int, keys: int) -> Iterator[None]:
     by_row = {"ROWS": rows, "NEAR_CORE": 1, "WORTH_A_WORKER": 1}
     with (
         mock.patch.multiple(tiled, **by_tile),
-        mock.patch.multiple(weighted, **by_row),
+        mock.patch.multiple(row_blocks, **by_row),
         mock.patch.object(tiles, "NEAR", keys),
     ):
         yield

@@ -1,3 +1,5 @@
+from typing import Any
+
 import captum.attr
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from interp.errors import UnsupportedModelError
 from interp.probes.crossattn import gradients
 from interp.probes.crossattn.forced import Remembered
 from interp.probes.crossattn.gradients import GRADIENTS, GradientOptions, gradient
-from interp.tap import own_attention
+from interp.tap import tap
 
 OPTIONS = GradientOptions(steps=5, samples=3, seed=4)
 
@@ -63,20 +65,19 @@ def test_integrated_gradients_add_up_better_with_more_steps():
     assert missed[2] < 1e-2 * abs(float(whole))
 
 
-@pytest.mark.parametrize("family", ["whisper", "t5", "bart", "llama"])
-def test_gradients_through_the_tap_equal_gradients_without_it(family):
+@pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients"])
+@pytest.mark.parametrize("family", ["whisper", "t5", "llama"])
+def test_saliency_through_the_tap_is_that_without_it(family, method):
     forced = tiny_case(family, torch.float64)
     values, scores = forced.of("input")
-
-    def slope():
-        leaf = values.clone().requires_grad_()
-        return torch.autograd.grad(scores(leaf).sum(), leaf)[0]
-
-    without, seen = slope(), []
-    with own_attention(forced.module, lambda site, output: seen.append(site.name)):
-        within = slope()
-    assert_as_precise(within, without)
-    assert seen
+    asked: Any = method, scores, values, forced.baseline("input"), 1
+    seen = []
+    with tap(forced.module, lambda visit: seen.append(visit.site.name)):
+        within = gradient(*asked, OPTIONS)
+    assert_as_precise(within, by_hand(*asked))
+    assert set(seen) == (
+        {"self"} if family == "llama" else {"encoder", "self", "cross"}
+    )
 
 
 def test_seeds_of_torch_and_numpy_are_put_back():

@@ -159,7 +159,7 @@ class _Watch(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        del dropout_p, enable_gqa  # none in eval mode; heads are grouped anyway
+        del enable_gqa  # heads are grouped anyway
         return self._attend(
             query,
             self._grouped(key),
@@ -167,6 +167,7 @@ class _Watch(TorchFunctionMode):
             attn_mask,
             scaling=scale,
             is_causal=is_causal,
+            dropout=dropout_p,
         )
 
     def _weighs(self, args: Any) -> bool:

@@ -11,7 +11,7 @@ from interp.errors import UnsupportedModelError
 from interp.forward import evaluating
 from interp.kernels.definitions import Pattern
 from interp.probes.crossattn.forced import Forced
-from interp.tap import Visit, own_attention, tap
+from interp.tap import Visit, tap
 
 LONGEST = 2048
 """Positions up to which the encoder's own maps are made, for the rollout."""
@@ -72,22 +72,19 @@ class Maps:
 
         Source:
             Chefer et al. 2021, eq. 5, of every layer, with equal shares.
-
-        Raises:
-            UnsupportedModelError: The model computes attention by itself.
         """
         forced = self.forced
         outputs: list[Tensor] = []
 
-        def see(site: Any, output: Tensor) -> None:
-            if site.name == self.site:
-                outputs.append(output)
+        def see(visit: Visit) -> None:
+            if visit.site.name == self.site:
+                outputs.append(visit.output)
 
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(evaluating(forced.module))
             anatomy = forced.model.anatomy
-            stack.enter_context(own_attention(forced.module, see, anatomy=anatomy))
+            stack.enter_context(tap(forced.module, see, anatomy=anatomy))
             states = forced.states.detach().clone().requires_grad_()
             scores = forced.scores(states)[0]
             n_heads = int(np.prod(self.weights.shape[:2]))
@@ -106,7 +103,7 @@ class Maps:
     ) -> np.ndarray:
         """Sum over a layer's heads of max(0, weight x gradient) `[position]`."""
         values = self.values[layer].float()
-        at = slope[0, self.forced.rows[token]].float()
+        at = slope[0, :, self.forced.rows[token]].float()
         values = values.repeat_interleave(at.shape[0] // values.shape[0], 0)
         by_weight = torch.einsum("hd,hpd->hp", at, values).cpu().numpy()
         return np.maximum(own[: len(by_weight)] * by_weight, 0).sum(0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from interp.probes.detector import REPEATED_RANDOM
 from interp.viz.arrays import correlation, index, unit
 from interp.viz.atlas import detector, epsilon, texts
 from interp.viz.numbers import NOTHING, number, percent, plural
@@ -91,6 +92,8 @@ def _induction(atlas: xr.DataTree) -> Finding | None:
     if array is None or not np.isfinite(array.values).any():
         return None
     name, value = _top(array)
+    drawn = array.attrs.get("task") == REPEATED_RANDOM
+    where = "On repeated random tokens" if drawn else "In this text"
     n_above = int((np.nan_to_num(array.values) > 0.3).sum())
     verb = "gives" if n_above == 1 else "give"
     many = (
@@ -98,7 +101,7 @@ def _induction(atlas: xr.DataTree) -> Finding | None:
     )
     return Finding(
         plural(n_above, "induction head") if n_above else "No induction head",
-        f"On repeated random tokens, {name} gives {percent(value)} of its attention to "
+        f"{where}, {name} gives {percent(value)} of its attention to "
         f"the token that followed the current one before"
         + (f"; {plural(n_above, 'head')} {many}." if n_above else f", {many}."),
         "strongest",

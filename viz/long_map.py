@@ -17,7 +17,7 @@ from interp.viz.tokens import literal, visible
 SCALES = ("linear", "log", "rank")
 
 DIMS = ("query_block", "key_block")
-NEAR = 48
+NEAR = 32
 """Cells along an axis up to which each is labelled with its token."""
 
 TOLD = 128

@@ -3,15 +3,17 @@
 import streamlit as st
 
 from interp.app.explorer import selection
+from interp.app.explorer.charts import mode
 from interp.app.explorer.memory import GIB
 from interp.app.explorer.page import Page, note, section
 from interp.app.explorer.server import server
-from interp.app.explorer.style import STYLE
+from interp.app.explorer.style import style
+from interp.viz import theme
 
 
 def show(page: Page) -> None:
     """A page in its frame."""
-    st.html(f"<style>{STYLE}</style>")
+    st.html(f"<style>{style(theme.PALETTES[mode()])}</style>")
     st.html(f"<h1>{page.title}</h1><p class='interp-question'>{page.question}</p>")
     opened = None
     with st.sidebar:

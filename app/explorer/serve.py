@@ -50,6 +50,9 @@ def flags(port: int, *, browser: bool) -> dict[str, object]:
         "client.showErrorDetails": "none",
         "client.showErrorLinks": False,
         "runner.magicEnabled": False,
+        # A full collection takes longer with a model in memory than pages wait between
+        # looks at a job, which then starves; Python collects by itself.
+        "runner.postScriptGC": False,
         "global.developmentMode": False,
     }
     for name, palette in theme.PALETTES.items():

@@ -11,6 +11,7 @@ from interp.app.explorer.charts import chart, downloads, explain
 from interp.app.explorer.page import Page, note, section
 from interp.app.explorer.readings import Reading
 from interp.app.pages.ablate import effect
+from interp.app.pages.long_map import SINKS, map_of, window_chart
 from interp.app.pages.overview import detector_map
 from interp.errors import NotCapturedError
 from interp.heads import HeadId
@@ -19,6 +20,9 @@ from interp.probes.registry import DETECTORS, resolve
 from interp.viz.head_card import head_card
 from interp.viz.profiles import COLUMNS, ROWS, profiles
 from interp.viz.signals import examples, words
+
+FIRST = ("detector", "value", "place", "interval", "what")
+"""Columns of the table, what matters most first."""
 
 
 def render(reading: Reading) -> None:
@@ -31,13 +35,18 @@ def render(reading: Reading) -> None:
         detector_map(reading, by, head)
     with right, section("In numbers"):
         table = pd.DataFrame(head_card(reading.atlas, head.layer, head.head))
-        st.dataframe(table, hide_index=True, height=330)
+        st.dataframe(table, hide_index=True, height=330, column_order=FIRST)
         explain(
             "Each detector's value for this head, and its place among all heads, the "
             "largest first.",
             "Sources stand under the maps of the Overview.",
         )
         downloads("head", table, f"{reading.python}\n\n{_card(head)}")
+    with section("Its map"):
+        found = map_of(reading, head)
+        if found is not None:
+            whole = (0, found.shape[0], 0, found.shape[1])
+            window_chart(reading, found.window(), whole, "head-map", sinks=SINKS)
     with section("Along the text"):
         _profiles(reading, head)
     with section("Where it is strongest"):

@@ -10,7 +10,7 @@ import streamlit as st
 import xarray as xr
 
 from interp.app.explorer import selection
-from interp.app.explorer.charts import chart
+from interp.app.explorer.charts import Chosen, chart
 from interp.app.explorer.page import Page, note, section
 from interp.app.explorer.readings import Reading
 from interp.app.explorer.server import server
@@ -38,15 +38,19 @@ _ZOOM = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*,\s*(\d+)\s*-\s*(\d+)\s*")
 def render(reading: Reading) -> None:
     """The chosen head's map."""
     head = selection.head(reading)
-    site = "self" if reading.trace is None else str(site_of(reading.trace).name)
     with section(f"Head {head}"):
-        found = _map_of(reading, head, site)
+        found = map_of(reading, head)
         if found is not None:
-            _windows(reading, head, site, found)
+            _windows(reading, found)
 
 
-def _map_of(reading: Reading, head: HeadId, site: str) -> LongMap | None:
-    """The head's map, its overview made; None while it is being made."""
+def map_of(reading: Reading, head: HeadId) -> LongMap | None:
+    """The head's map, its overview made; None while it is being made.
+
+    Raises:
+        NotCapturedError: A store without query and key.
+    """
+    site = "self" if reading.trace is None else str(site_of(reading.trace).name)
     if reading.model is not None and reading.text is not None:
         call = result(
             f"call {reading.key} {site} {head.layer}",
@@ -80,8 +84,42 @@ def _keep(reading: Reading, layer: int, site: str, tell: Progress) -> KeptCall:
         return keep(model, reading.text, layer=layer, site=site, max_tokens=tokens)
 
 
+def window_chart(
+    reading: Reading,
+    window: xr.Dataset,
+    box: Box,
+    key: str,
+    *,
+    chosen: Chosen | None = None,
+    **options: Any,
+) -> None:
+    """A window of a map with all that belongs to it.
+
+    Args:
+        reading: What the map is of.
+        window: Of its map.
+        box: Where: first query, the query after the last, and the same of keys.
+        key: Of the chart.
+        chosen: Told of a box that is drawn; None lets none be drawn.
+        options: Of `interp.viz.long_map.long_map`.
+    """
+    figure = long_map(window, **options)
+    chart(
+        figure if chosen is None else with_handles(figure, window),
+        key,
+        read="Each row is a query, each column a key, the color how much the one looks "
+        f"at the other{'' if chosen is None else '; draw a box to zoom in'}.",
+        source="Weights are rebuilt from query, key and the row's log-sum-exp, "
+        "arXiv:2205.14135; cells are block maps of these.",
+        table=cell_table(window),
+        python=_python(reading, window.attrs, box, options),
+        chosen=chosen,
+        modes=("box",),
+    )
+
+
 @st.fragment
-def _windows(reading: Reading, head: HeadId, site: str, lm: LongMap) -> None:
+def _windows(reading: Reading, lm: LongMap) -> None:
     """The window that is zoomed to; a step draws this part alone."""
     with section():
         first, second, third, fourth = st.columns([2, 2, 1, 1])
@@ -108,20 +146,16 @@ def _windows(reading: Reading, head: HeadId, site: str, lm: LongMap) -> None:
         out.button("Zoom out", on_click=_go, args=(wider(here, lm.shape),))
         window = lm.window(*here)
         told(window, here)
-        options: dict[str, Any] = {"values": VALUES[values], "scale": scale}
-        options |= {"sinks": int(sinks), "diagonal": int(diagonal)}
-        figure = with_handles(long_map(window, **options), window)
-        chart(
-            figure,
+        window_chart(
+            reading,
+            window,
+            here,
             "long-map",
-            read="Each row is a query, each column a key, the color how much the one "
-            "looks at the other; draw a box to zoom in.",
-            source="Weights are rebuilt from query, key and the row's log-sum-exp, "
-            "arXiv:2205.14135; cells are block maps of these.",
-            table=cell_table(window),
-            python=_python(reading, head, site, here, options),
             chosen=lambda chosen: _boxed(chosen, lm.shape),
-            modes=("box",),
+            values=VALUES[values],
+            scale=scale,
+            sinks=int(sinks),
+            diagonal=int(diagonal),
         )
 
 
@@ -199,9 +233,10 @@ def _boxed(chosen: Mapping[str, Any], shape: tuple[int, int]) -> None:
 
 
 def _python(
-    reading: Reading, head: HeadId, site: str, box: Box, options: dict[str, Any]
+    reading: Reading, attrs: Mapping[str, Any], box: Box, options: dict[str, Any]
 ) -> str:
-    where = f"layer={head.layer}, head={head.head}"
+    where = f"layer={attrs['layer']}, head={attrs['head']}"
+    site = attrs.get("site", "self")
     where += "" if site == "self" else f', site="{site}"'
     made = f"interp.long_map_of(trace, {where})"
     if reading.text is not None:

@@ -61,10 +61,9 @@ def render(reading: Reading) -> None:
             layer = selection.choose("Layer", layers, "layer")
             values = of_layer(values, None if layer == LARGEST else int(layer))
     with right:
+        last = len(words) - 1
         here = int(
-            st.number_input(
-                "Token", 0, len(words) - 1, 0, key="token", bind="query-params"
-            )
+            st.number_input("Token", 0, last, step=1, key="token", bind="query-params")
         )
     with section():
         _text(reading, name, values, words, here)

@@ -100,7 +100,13 @@ def atlas(
         Path | None, typer.Option(help="Folder for the results. Unset: atlas-MODEL.")
     ] = None,
     max_tokens: MaxTokens = None,
-    detectors: Names = None,
+    detectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Names with commas between, experiments too. Unset: all that cost "
+            "little. A wrong one lists them."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of random tokens and intervals.")] = 0,
     device: Device = "auto",
     dtype: Dtype = None,

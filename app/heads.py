@@ -17,11 +17,15 @@ from interp.models import Model
 from interp.probes.detector import HEADS, REPEATED_RANDOM, TEXT, Detector
 from interp.probes.experiment import Experiment
 from interp.probes.reading import Bootstrap, read, summarize
-from interp.probes.registry import Probe, resolve
+from interp.probes.registry import resolve
+from interp.probes.text_experiment import TextExperiment
 from interp.tasks import Task
 from interp.tasks.reading import read_text
 from interp.tasks.repeated import repeated_random_for
 from interp.tracing import trace
+
+Measured = Detector | Experiment
+"""What measures heads."""
 
 SEEDS = 3
 """Blocks of repeated random tokens that a detector reads, as in an atlas."""
@@ -53,7 +57,7 @@ class Named:
 class Strongest:
     """The heads with the highest values of a detector."""
 
-    detector: Probe
+    detector: Measured
     k: int | None = None
     share: float | None = None
 
@@ -66,6 +70,12 @@ class Strongest:
         """
         name, _, size = text.partition(":")
         [detector] = resolve(name.strip())
+        over_tokens = isinstance(detector, Detector) and detector.dims != HEADS
+        if over_tokens or isinstance(detector, TextExperiment):
+            raise InputError(
+                f"Heads were to be chosen by {detector.name}, which is not about "
+                "heads. Choose a detector of heads, such as induction."
+            )
         size = size.strip()
         try:
             if size.endswith("%"):
@@ -80,11 +90,6 @@ class Strongest:
                 f"The strongest heads were asked for as {text!r}; that is no share and "
                 f"no number of heads. Write {detector.name}:5% or {detector.name}:14."
             ) from error
-        if isinstance(detector, Detector) and detector.dims != HEADS:
-            raise InputError(
-                f"Heads were to be chosen by {detector.name}, which is about tokens. "
-                "Choose a detector of heads, such as induction."
-            )
         return chosen
 
     def choose(
@@ -142,7 +147,7 @@ def read_heads(names: list[str] | None, file: Path | None, top: str | None) -> C
 
 def strengths(
     model: Model,
-    detector: Probe,
+    detector: Measured,
     texts: Mapping[str, str],
     max_tokens: int | None,
     seed: int,
@@ -192,7 +197,7 @@ def strengths(
 
 
 def _telling(
-    model: Model, detector: Probe, values: xr.DataArray | None, why: str = ""
+    model: Model, detector: Measured, values: xr.DataArray | None, why: str = ""
 ) -> xr.DataArray:
     """The values, if they tell one head from another."""
     if values is None or not values.max() > values.min():

@@ -3,14 +3,22 @@
 from interp.probes.detecting import detect
 from interp.probes.detector import Detector, RowDetector
 from interp.probes.experiment import Experiment
-from interp.probes.registry import DETECTORS, EXPERIMENTS, resolve
+from interp.probes.registry import (
+    DETECTORS,
+    EXPERIMENTS,
+    TEXT_EXPERIMENTS,
+    resolve,
+)
+from interp.probes.text_experiment import TextExperiment
 
 __all__ = [
     "DETECTORS",
     "EXPERIMENTS",
+    "TEXT_EXPERIMENTS",
     "Detector",
     "Experiment",
     "RowDetector",
+    "TextExperiment",
     "detect",
     "resolve",
 ]

@@ -237,7 +237,7 @@ def overlap(heads: xr.Dataset, share: float = SHARE) -> pd.DataFrame:
     """
     signals, _ = comparable(heads)
     sets, left_out = top_sets(heads, share)
-    chosen = {name: _grid(top, signals[name]) for name, top in sets.items()}
+    chosen = {name: membership(top, signals[name]) for name, top in sets.items()}
     rows = []
     for first, second in combinations(sets, 2):
         joint = (signals[first].notnull() & signals[second].notnull()).values
@@ -282,7 +282,7 @@ def _by_heads(known: np.ndarray) -> list[list[tuple[int, int]]]:
     return list(groups.values())
 
 
-def _grid(top: HeadSet, signal: xr.DataArray) -> np.ndarray:
+def membership(top: HeadSet, signal: xr.DataArray) -> np.ndarray:
     """Whether each head, over (layer, head), is in the set."""
     chosen = set(top)
     layers, heads = signal["layer"].values.tolist(), signal["head"].values.tolist()

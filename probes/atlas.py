@@ -19,6 +19,7 @@ from interp.probes.experiment import Experiment, Progress
 from interp.probes.reading import Bootstrap, Reading, no_interval, read, summarize
 from interp.probes.registry import Chosen, resolve
 from interp.probes.sinks import LearnedSinks, SinkTokens
+from interp.probes.text_experiment import TextExperiment, on_texts
 from interp.probes.tokens import over_tokens
 from interp.tasks import BLOCK, COPIES, repeated_random_for
 from interp.uncertainty import BOUNDS
@@ -82,14 +83,16 @@ def atlas(
     Returns:
         A node `heads`: for each detector its mean over texts (layer, head), its
         `<name>_interval` (layer, head, bound) and `<name>_texts` (text, layer, head).
-        Nodes `text_0`, `text_1`, ...: sinks, massive activations and all other
-        detectors over tokens, token by token.
+        Nodes `text_0`, `text_1`, ...: sinks, massive activations and all else that is
+        over tokens, token by token. A node `writers`, if asked for: the neurons
+        behind massive activations.
 
     Raises:
         InputError: No text, an unknown detector, or detectors of different sites.
     """
     chosen, seeds = resolve(detectors), tuple(seeds)
     experiments = [probe for probe in chosen if isinstance(probe, Experiment)]
+    of_texts = [probe for probe in chosen if isinstance(probe, TextExperiment)]
     read_off = [probe for probe in chosen if isinstance(probe, Detector)]
     of_heads = [detector for detector in read_off if detector.dims == HEADS]
     named = (SinkTokens, MassiveActivations)
@@ -149,6 +152,19 @@ def atlas(
             found |= _measured(each, model, bootstrap, store, progress)
         except InterpError as error:
             skipped[each.name] = str(error)
+    told, why = on_texts(
+        of_texts,
+        model,
+        {job.key: (job.name, job.inputs) for job in jobs[:n_texts]},
+        max_tokens=max_tokens,
+        bootstrap=bootstrap,
+        progress=progress,
+    )
+    skipped |= why
+    nodes |= {
+        key: nodes[key].merge(node) if key in nodes else node
+        for key, node in told.items()
+    }
     heads = xr.Dataset(found)
     tree = xr.DataTree.from_dict({"heads": heads, **nodes})
     tree.attrs = {

@@ -1,14 +1,15 @@
 """`detect`: probes on a trace that is there, or on a model."""
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from interp.errors import NotCapturedError
 from interp.probes.atlas import Texts, atlas
-from interp.probes.experiment import Experiment
-from interp.probes.registry import Chosen, resolve
+from interp.probes.detector import Detector
+from interp.probes.registry import Chosen, Probe, resolve
 from interp.tasks.reading import shipped
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def detect(
 
     Returns:
         One variable a detector, under its name: over (layer, head), or over tokens.
-        From a model the node `heads` of an atlas: (layer, head) only, with intervals.
+        From a model the node `heads` of an atlas, with intervals; and what else was
+        asked for, if one node has it: over the tokens of a single text, or `writers`.
         The attribute `skipped` (JSON) says what could not be measured and why.
 
     Raises:
@@ -44,11 +46,11 @@ def detect(
     if not isinstance(source, xr.DataTree):
         texts = shipped() if texts is None else texts
         tree = atlas(source, texts, detectors=detectors, **options)
-        return tree["heads"].to_dataset().assign_attrs(skipped=tree.attrs["skipped"])
+        return _of_model(tree, () if detectors is None else resolve(detectors))
     found, skipped = {}, []
     for probe in resolve(detectors):
         try:
-            if isinstance(probe, Experiment):
+            if not isinstance(probe, Detector):
                 raise NotCapturedError(
                     f"{probe.name} takes runs of the model; a trace cannot answer it. "
                     f"Pass the model: detect(model, {probe.name!r})."
@@ -59,3 +61,23 @@ def detect(
                 raise
             skipped.append({"what": probe.name, "why": str(error)})
     return xr.Dataset(found, attrs={"skipped": json.dumps(skipped)})
+
+
+def _of_model(tree: xr.DataTree, asked: Iterable[Probe]) -> xr.Dataset:
+    """What an atlas says of heads, and what was asked for besides."""
+    found = tree["heads"].to_dataset()
+    skipped = json.loads(tree.attrs["skipped"])
+    missing = [probe.name for probe in asked if probe.name not in found]
+    for name in missing:
+        parts = (name, f"{name}_interval", f"{name}_texts")
+        having = [node for node in tree.children.values() if name in node.data_vars]
+        if len(having) == 1:
+            own = having[0].to_dataset()
+            found = found.assign({part: own[part] for part in parts if part in own})
+        elif name not in {each["what"] for each in skipped}:
+            why = (
+                f"{name} is over the tokens of each text: interp.probes.atlas.atlas "
+                "keeps it, in a node for every text"
+            )
+            skipped.append({"what": name, "why": why})
+    return found.assign_attrs(skipped=json.dumps(skipped))

@@ -22,11 +22,12 @@ from interp.inputs import prepare
 from interp.models import Model
 from interp.probes.retention import kept_keys
 from interp.probes.rotary import Rotary, watching
+from interp.probes.text_experiment import TextExperiment
 from interp.tap import Visit, tap
 
 
 @dataclass(frozen=True)
-class ExpectedAttention:
+class ExpectedAttention(TextExperiment):
     """Predicted mean attention of the queries to come on the keys that are there.
 
     It runs the model on one text: a trace has no queries.
@@ -45,6 +46,7 @@ class ExpectedAttention:
     """Added to the shares before that."""
 
     name = "expected_attention"
+    unit = "activation"
     long_name = "expected attention"
     description = (
         "Attention that future queries are expected to pay to the token, as a share of "
@@ -121,7 +123,7 @@ class ExpectedAttention:
             key_token=("key", np.array(words[0], dtype=object)),
         )
         return scores.rename(self.name).assign_attrs(
-            units="activation" if self.value_norm else "fraction",
+            units=self.unit if self.value_norm else "fraction",
             long_name=self.long_name,
             source=self.source,
             description=self.description,

@@ -1,13 +1,17 @@
 """KV groups: query heads that share a key and a value, and so a cache."""
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 
+from interp.capture import Capture, union
 from interp.errors import InputError
 from interp.heads import HeadGrid, HeadSet
-from interp.probes.agreement import agreement
-from interp.probes.detector import HEADS
+from interp.probes.agreement import agreement, membership
+from interp.probes.detector import HEADS, REPEATED_RANDOM, Detector
+from interp.probes.patterns import Echo, Induction
 from interp.probes.reading import Bootstrap
 
 INDUCTION, ECHO = 0.14, 0.01
@@ -90,3 +94,68 @@ def razor_groups(
     groups = kept[0] | kept[1]
     members = [(each.layer, each.head * grid.group) for each in groups]
     return HeadSet.of(members, grid).as_kv_groups()
+
+
+@dataclass(frozen=True)
+class RazorGroups(Detector):
+    """Whether a head has to keep a full cache, on repeated random tokens."""
+
+    induction: float = INDUCTION
+    """Share of the KV groups that are kept for induction."""
+    echo: float = ECHO
+    """Share of the KV groups that are kept for echo."""
+
+    name = "razor"
+    unit = "fraction"
+    long_name = "kept with a full cache"
+    description = (
+        "Share of the runs on repeated random tokens in which the head's KV group is "
+        "among the strongest by induction or by echo, and so keeps a full cache."
+    )
+    source = (
+        "RazorAttention (arXiv:2407.15891): 14 % of the groups by induction, 1 % by "
+        "echo, each group as its best head; chosen anew in each run"
+    )
+    task = REPEATED_RANDOM
+    by_default = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        if not (0 < self.induction <= 1 and 0 < self.echo <= 1):
+            raise InputError(
+                "RazorGroups keeps shares of the groups, above 0 and up to 1; got "
+                f"induction={self.induction} and echo={self.echo}. The paper has "
+                f"{INDUCTION} and {ECHO}."
+            )
+
+    @property
+    def needs(self) -> Capture:
+        """What the two scores need."""
+        return union([each.needs for each in self._scores])
+
+    def measure(self, trace: xr.DataTree) -> xr.DataArray:
+        """1 for a head that is kept, else 0.
+
+        Raises:
+            NotCapturedError: The trace is not of repeated random tokens.
+        """
+        scores = xr.Dataset({each.name: each.measure(trace) for each in self._scores})
+        if "sample" not in scores.dims:
+            return self._kept(scores)
+        samples = scores.sizes["sample"]
+        return xr.concat(
+            [self._kept(scores.isel(sample=n)) for n in range(samples)], "sample"
+        )
+
+    @property
+    def _scores(self) -> tuple[Detector, Detector]:
+        return Induction(site=self.site), Echo(site=self.site)
+
+    def _kept(self, scores: xr.Dataset) -> xr.DataArray:
+        scores = scores.transpose(*HEADS, ...)
+        known = scores["induction"].notnull() & scores["echo"].notnull()
+        if not known.any():
+            return scores["induction"].where(known)
+        kept = razor_groups(scores, induction=self.induction, echo=self.echo)
+        is_kept = known.copy(data=membership(kept, known).astype(np.float64))
+        return is_kept.where(known)

@@ -107,7 +107,7 @@ def attention_influence(
         name: tuple(stretches(model, name, text, window, max_tokens))
         for name, text in texts.items()
     }
-    sums = _measured(model, set(cut.values()), masked, out, resume, progress)
+    sums = block_sums(model, set(cut.values()), masked, out, resume, progress)
     table = _table(cut, sums, len(masked), bootstrap or Bootstrap(seed=seed))
     names = np.array([*map(str, drawn.values())], dtype=object)
     seeds = {"draw": np.array([*drawn], dtype=int), "drawn": ("draw", names)}
@@ -116,15 +116,27 @@ def attention_influence(
     return table.assign_coords(seeds).assign_attrs(attrs)
 
 
-def _measured(
+def block_sums(
     model: "Model",
     texts: set[Stretches],
     masked: Mapping[str, HeadSet],
-    out: Path | str | None,
-    resume: bool,
-    progress: Progress | None,
+    out: Path | str | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
 ) -> dict[Stretches, np.ndarray]:
-    """Sums of losses `[run, block]` of every text, in nats."""
+    """Sums of losses of every text, as the model is and under each mask.
+
+    Args:
+        model: A decoder-only language model.
+        texts: As `interp.tasks.texts.stretches` cuts them.
+        masked: Heads of each run, by its name.
+        out: As `attention_influence` takes it.
+        resume: The same.
+        progress: The same.
+
+    Returns:
+        `[1 + masked, block]` in nats, over contiguous tokens.
+    """
     names, keys = [BASE, *masked], {text: _digest(text) for text in texts}
     identity: dict[str, Any] = {
         "model_hash": model.content_hash,

@@ -6,8 +6,11 @@ from difflib import get_close_matches
 from interp.errors import InputError
 from interp.probes.activations import MassiveActivations
 from interp.probes.detector import Detector
+from interp.probes.expected_attention import ExpectedAttention
 from interp.probes.experiment import Experiment
 from interp.probes.gates import Gates
+from interp.probes.groups import RazorGroups
+from interp.probes.head_influence import HeadInfluence
 from interp.probes.head_outputs import SpAttenHeads
 from interp.probes.importance import (
     AccumulatedAttention,
@@ -30,6 +33,8 @@ from interp.probes.sinks import (
     SinksAnywhere,
     SinkTokens,
 )
+from interp.probes.text_experiment import TextExperiment
+from interp.probes.writing import Writers
 
 DETECTORS: dict[str, type[Detector]] = {
     kind.name: kind
@@ -42,6 +47,7 @@ DETECTORS: dict[str, type[Detector]] = {
         DuplicateToken,
         Induction,
         Echo,
+        RazorGroups,
         Local,
         MiddleMass,
         Distance,
@@ -63,12 +69,24 @@ DETECTORS: dict[str, type[Detector]] = {
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     kind.name: kind
-    for kind in (RetrievalHeads, SoftRetrieval, KeyValueRetrieval, SpAttenHeads, Gates)
+    for kind in (
+        RetrievalHeads,
+        SoftRetrieval,
+        KeyValueRetrieval,
+        HeadInfluence,
+        SpAttenHeads,
+        Gates,
+    )
 }
 """Every experiment, in the same order."""
 
-Probe = Detector | Experiment
-"""What measures heads: from a trace, or by running the model."""
+TEXT_EXPERIMENTS: dict[str, type[TextExperiment]] = {
+    kind.name: kind for kind in (ExpectedAttention, Writers)
+}
+"""Every experiment on the atlas's own texts."""
+
+Probe = Detector | Experiment | TextExperiment
+"""What measures heads or tokens: from a trace, or by running the model."""
 
 Chosen = str | Probe | Iterable[str | Probe] | None
 """Probes by name, or made with other options; None is all that cost little."""
@@ -81,9 +99,9 @@ def resolve(chosen: Chosen = None) -> tuple[Probe, ...]:
         InputError: A name that no probe has, or two probes of one name.
     """
     if chosen is None:
-        known = {**DETECTORS, **EXPERIMENTS}
+        known = {**DETECTORS, **EXPERIMENTS, **TEXT_EXPERIMENTS}
         chosen = [name for name, kind in known.items() if kind.by_default]
-    elif isinstance(chosen, str | Detector | Experiment):
+    elif isinstance(chosen, str | Probe):
         chosen = (chosen,)
     probes = tuple(_named(each) if isinstance(each, str) else each for each in chosen)
     names = [probe.name for probe in probes]
@@ -97,7 +115,7 @@ def resolve(chosen: Chosen = None) -> tuple[Probe, ...]:
 
 
 def _named(name: str) -> Probe:
-    known = {**DETECTORS, **EXPERIMENTS}
+    known = {**DETECTORS, **EXPERIMENTS, **TEXT_EXPERIMENTS}
     if name not in known:
         nearest = get_close_matches(name, known, n=1, cutoff=0)[0]
         raise InputError(

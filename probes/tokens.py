@@ -58,12 +58,12 @@ def over_tokens(
     stream_node = stream_of(trace, str(node.name))
     arrays = {
         "sink_share": sinks(trace).rename(key="token"),
-        "received": _of_tokens(received),
+        "received": of_tokens(received),
     }
     skipped = []
     for detector in others:
         try:
-            arrays[detector.name] = _of_tokens(detector(trace))
+            arrays[detector.name] = of_tokens(detector(trace))
         except NotCapturedError as error:
             skipped.append({"what": detector.name, "why": str(error)})
     stream = {}
@@ -92,7 +92,7 @@ def over_tokens(
     )
 
 
-def _of_tokens(values: xr.DataArray) -> xr.DataArray:
+def of_tokens(values: xr.DataArray) -> xr.DataArray:
     """Over tokens instead of keys or queries, and the mean over heads."""
     values = values.rename(
         {dim: "token" for dim in ("key", "query") if dim in values.dims}

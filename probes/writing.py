@@ -1,5 +1,8 @@
 """Who writes a massive activation, down to single neurons, and who erases it."""
 
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +12,10 @@ import xarray as xr
 from interp.capture import Capture
 from interp.errors import InputError
 from interp.interventions.weights import Weight
-from interp.probes.activations import MassiveActivations, runs
+from interp.probes.activations import FLOOR, RATIO, MassiveActivations, runs
 from interp.probes.contributions import HALVES, Look
+from interp.probes.reading import Bootstrap, no_interval
+from interp.probes.text_experiment import TextExperiment
 from interp.tracing import trace
 
 if TYPE_CHECKING:
@@ -40,6 +45,18 @@ COLUMNS = (
     "contribution",
     "share",
 )
+
+WRITER = ("role", "channel", "block", "half", "neuron")
+"""What makes rows of several texts one."""
+MEANS = ("peak", "written", "contribution", "weight", "weight_rank")
+COORDS = {
+    **dict.fromkeys(("role", "half"), object),
+    **dict.fromkeys(("channel", "block", "neuron", "n_texts"), int),
+    **dict.fromkeys(MEANS, float),
+}
+"""What a node of an atlas says of each writer, and how it is stored."""
+NO_NEURON = -1
+"""In place of a neuron, where attention writes."""
 
 
 def writers(
@@ -157,3 +174,125 @@ def _largest(neurons: xr.Dataset, top: int) -> list[dict[str, Any]]:
         row = {str(name): value.item() for name, value in one.items()}
         rows.append({"neuron": int(neuron), **row, "share": shares.values[neuron]})
     return rows
+
+
+@dataclass(frozen=True)
+class Writers(TextExperiment):
+    """The neurons that write and that erase massive activations, over texts."""
+
+    ratio: float = RATIO
+    """As in `MassiveActivations`."""
+    floor: float = FLOOR
+    """The same."""
+    top: int = TOP
+    """Neurons that are named, of each role and text."""
+
+    name = "writers"
+    unit = "fraction"
+    long_name = "share of what the MLP writes"
+    description = (
+        "Share of what the MLP of a block adds to a massive activation, or takes from "
+        "it, that comes from this one neuron."
+    )
+    source = (
+        "Massive activations (arXiv:2402.17762); the weights behind them "
+        "(arXiv:2411.07191)"
+    )
+
+    def __call__(
+        self, model: "Model", inputs: Any, *, max_tokens: int | None = None
+    ) -> pd.DataFrame:
+        """As `writers`."""
+        criterion = MassiveActivations(ratio=self.ratio, floor=self.floor)
+        return writers(
+            model, inputs, criterion=criterion, max_tokens=max_tokens, top=self.top
+        )
+
+    def over_texts(
+        self, found: Mapping[str, pd.DataFrame], bootstrap: Bootstrap
+    ) -> dict[str, xr.Dataset]:
+        """The neurons of all texts together, in a node of their own.
+
+        Where a text has several tokens with the same writer, that of the largest peak
+        counts.
+
+        Args:
+            found: What each text gave, by the text's name.
+            bootstrap: How intervals over texts are made.
+
+        Returns:
+            `writers`: over (writer), writers before erasers, what moves most first,
+            `writers`, the mean share over the texts that name the neuron, NaN where
+            attention writes; `writers_interval` (writer, bound); `writers_texts`
+            (writers_text, writer). Coordinates `role`, `channel`, `block`, `half`,
+            `neuron` (-1 where attention writes), its `weight` to the channel and
+            `weight_rank`; over the texts that name it, `n_texts`, the mean `peak` of
+            the cell, of what the half has `written`, and `contribution` of the neuron.
+
+        Raises:
+            InputError: No activation is massive in any text.
+        """
+        rows: dict[tuple, dict[str, dict[str, Any]]] = defaultdict(dict)
+        for text, table in found.items():
+            plain = table.astype({"neuron": float, "weight_rank": float})
+            for row in plain.to_dict("records"):
+                neuron = NO_NEURON if np.isnan(row["neuron"]) else int(row["neuron"])
+                writer = *(row[name] for name in WRITER[:-1]), neuron
+                rows[writer].setdefault(text, {str(k): v for k, v in row.items()})
+        if not rows:
+            raise InputError(
+                "Neurons were asked for that write massive activations; of "
+                f"{len(found)} read texts none has an activation above {self.floor:g} "
+                f"and {self.ratio:g} times the median of its layer. Writers(ratio=100) "
+                "also takes smaller ones."
+            )
+        writers = [
+            dict(zip(WRITER, writer, strict=True))
+            | {name: np.mean([row[name] for row in each.values()]) for name in MEANS}
+            | {"n_texts": len(each)}
+            | {"shares": [each.get(text, {}).get("share", np.nan) for text in found]}
+            for writer, each in rows.items()
+        ]
+        writers.sort(key=_moves_most)
+        shares = xr.DataArray(
+            np.array([each["shares"] for each in writers], dtype=float),
+            dims=("writer", "writers_text"),
+            coords={"writers_text": np.array([*found], dtype=object)},
+        )
+        return {self.name: self._labelled(writers, shares, bootstrap)}
+
+    def _labelled(
+        self,
+        writers: list[dict[str, Any]],
+        shares: xr.DataArray,
+        bootstrap: Bootstrap,
+    ) -> xr.Dataset:
+        """The node, with names and units."""
+        n, how = shares.sizes["writers_text"], "none: one text"
+        mean = shares.mean("writers_text")
+        bounds = no_interval(mean)
+        if n > 1:
+            how = bootstrap.says(f"{n} texts")
+            bounds = bootstrap.interval(shares, "writers_text")
+        said = {"units": self.unit, "long_name": self.long_name, "interval": how}
+        about = {name: getattr(self, name) for name in ("source", "description")}
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        columns = {
+            name: ("writer", np.array([each[name] for each in writers], dtype=kind))
+            for name, kind in COORDS.items()
+        }
+        return xr.Dataset(
+            {
+                self.name: mean.assign_attrs(said, **about, **options),
+                f"{self.name}_interval": bounds.assign_attrs(said),
+                f"{self.name}_texts": shares.assign_attrs(said),
+            },
+            coords=columns,
+        )
+
+
+def _moves_most(writer: dict[str, Any]) -> tuple[bool, float]:
+    """Writers first, and of each role what moves the cell most."""
+    by_neuron = writer["neuron"] != NO_NEURON
+    moved = writer["contribution"] if by_neuron else writer["written"]
+    return writer["role"] != "writer", -abs(moved)

@@ -145,7 +145,8 @@ class TestStrongest:
             ("sinks:0%", "no share"),
             ("sinks:nan%", "no share"),
             ("sink:5%", "Did you mean 'sinks'"),
-            ("massive_activations:5%", "about tokens"),
+            ("massive_activations:5%", "not about heads"),
+            ("expected_attention:5%", "not about heads"),
         ],
     )
     def test_what_chooses_no_heads(self, text, said):

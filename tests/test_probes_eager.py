@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_families import run
 from test_probes_detector import made
-from tiny_models import tiny, tiny_tokenizer
+from tiny_models import N_HEADS, N_KV_HEADS, tiny, tiny_tokenizer
 from tolerance import assert_as_precise
 
 import interp
@@ -53,6 +53,7 @@ def dense(family, dtype, moved=0):
         window=np.where(np.isnan(windows), np.inf, windows),
         local_window=4,
         last=32,
+        group=N_HEADS // N_KV_HEADS,
     )
     return hand.trace(self=node, **read.attrs)
 

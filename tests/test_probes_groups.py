@@ -4,15 +4,22 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny_models import VOCAB, tiny
+from tiny_models import VOCAB, tiny, tiny_tokenizer
 from tolerance import assert_as_precise
 
 import interp
+from interp.capture import union
 from interp.errors import InputError
 from interp.heads import HeadGrid, HeadId, HeadSet
 from interp.probes.agreement import agreement
 from interp.probes.detecting import detect
-from interp.probes.groups import group_agreement, over_groups, razor_groups
+from interp.probes.groups import (
+    RazorGroups,
+    group_agreement,
+    over_groups,
+    razor_groups,
+)
+from interp.probes.patterns import Echo, Induction
 from interp.tasks import repeated_random
 
 
@@ -124,3 +131,40 @@ def test_echo_and_induction_sum_all_earlier_copies(name):
     for kind in truth:
         found = torch.from_numpy(ours[kind].values).float()
         assert_as_precise(found, truth[kind], eager[kind], name=kind)
+
+
+@pytest.fixture(scope="module")
+def heads():
+    model = interp.load(tiny("llama")[0], tokenizer=tiny_tokenizer())
+    return detect(model, ["razor", "induction", "echo"], texts="w5 w9 w7 w5 w9")
+
+
+class TestRazorInAnAtlas:
+    """The groups that `razor_groups` keeps, in each run of an atlas."""
+
+    def test_each_run_keeps_its_own_groups(self, heads):
+        kinds = ("induction", "echo")
+        seeds = [text for text in heads["text"].values if "random" in str(text)]
+        assert len(seeds) == 3
+        for seed in seeds:
+            of_seed = {k: heads[f"{k}_texts"].sel(text=seed, drop=True) for k in kinds}
+            kept = set(razor_groups(xr.Dataset(of_seed)))
+            ours = heads["razor_texts"].sel(text=seed)
+            for layer, head in np.ndindex(ours.shape):
+                assert ours.values[layer, head] == (HeadId(layer, head) in kept)
+
+    def test_the_value_is_the_share_of_runs_with_an_interval_over_seeds(self, heads):
+        runs = heads["razor_texts"].dropna("text", how="all")
+        np.testing.assert_allclose(heads["razor"], runs.mean("text"))
+        assert "3 seeds" in heads["razor"].attrs["interval"]
+        group = heads["razor"].groupby("kv_head")
+        assert (group.max("head") == group.min("head")).all()
+
+    def test_it_costs_no_forward_beside_induction_and_echo(self):
+        needs = RazorGroups().needs
+        assert needs == union([Induction().needs, Echo().needs])
+
+    @pytest.mark.parametrize("share", [0.0, 1.5])
+    def test_what_is_no_share_is_refused(self, share):
+        with pytest.raises(InputError, match="above 0 and up to 1"):
+            RazorGroups(induction=share)

@@ -187,6 +187,50 @@ def test_skipped_parts_are_listed_with_their_reason():
     assert "Nothing was skipped" not in words
 
 
+def writers_node(shares=(0.7, 0.2), interval="95% bootstrap over 2 texts"):
+    said = {"units": "fraction", "interval": interval}
+    said |= {"ratio": 1000.0, "floor": 100.0, "top": 4}
+    rows = {
+        "role": ["writer", "eraser"],
+        "half": ["mlp", "attention"],
+        "channel": [507, 507],
+        "block": [11, 28],
+        "neuron": [1229, -1],
+        "n_texts": [2, 1],
+        "peak": [2e4, 2e4],
+        "written": [2e4, -1.5e4],
+        "contribution": [1.6e4, np.nan],
+        "weight": [5.88, np.nan],
+        "weight_rank": [2.0, np.nan],
+    }
+    bounds = [[0.65, 0.75], [np.nan, np.nan]]
+    return xr.Dataset(
+        {
+            "writers": ("writer", list(shares), said),
+            "writers_interval": (("writer", "bound"), bounds),
+        },
+        coords={name: ("writer", values) for name, values in rows.items()},
+    )
+
+
+def test_writers_are_a_table_that_says_how_to_read_it():
+    atlas = hand_atlas(4, 2, 1, tokens=60)
+    atlas["writers"] = xr.DataTree(writers_node())
+    page = Page(render(atlas))
+    assert page.open == []
+    assert "writer 11 1229 507 0.700 0.650" in page.words
+    assert "eraser 28 attention 507" in page.words
+    assert "Rank 1 is the largest weight" in page.words
+    assert "95% bootstrap over 2 texts" in page.words
+
+
+def test_writers_that_are_not_there_are_not_spoken_of_unless_asked_for():
+    atlas = hand_atlas(2, 2, 1, tokens=60)
+    assert "neurons that write" not in Page(render(atlas)).words
+    atlas.attrs["skipped"] = json.dumps([{"what": "writers", "why": "too quiet"}])
+    assert "No neuron is named. Reason: too quiet." in Page(render(atlas)).words
+
+
 def test_attributes_that_are_no_json_do_no_harm():
     atlas = hand_atlas(2, 2, 1, tokens=60)
     atlas.attrs |= {"skipped": "not json", "versions": "[1]", "model": "</title><b>"}

@@ -62,6 +62,7 @@ def render(atlas: xr.DataTree, *, command: str | None = None) -> str:
         agreement=sections.agreement(atlas, book),
         sinks=[sections.sinks(*text, book) for text in texts[:TEXTS]],
         activations=[sections.activations(*text, book) for text in texts[:TEXTS]],
+        writers=sections.writers(atlas),
         span=sections.span(atlas, book),
         skipped=reading.skipped(atlas),
         codes=sections.codes(atlas),

@@ -19,6 +19,7 @@ from interp.viz.numbers import number
 from interp.viz.pairs import pair_rows, told
 from interp.viz.strips import colored_text
 from interp.viz.tables import STREAM, criteria, massive_cells, sink_tokens, strongest
+from interp.viz.tables import writers as writer_rows
 from interp.viz.tokens import token_map, visible
 
 TOKENS, ROWS = 400, 16
@@ -162,6 +163,19 @@ def activations(node: str, text: xr.Dataset, book: FigureBook) -> Part:
         ),
         "cells": massive_cells(text)[:ROWS],
         "n_tokens": int(is_loud.any("layer_residual").sum()),
+    }
+
+
+def writers(atlas: xr.DataTree) -> Part:
+    """The neurons behind massive activations, of all texts together."""
+    rows = writer_rows(atlas)
+    attrs = atlas["writers"]["writers"].attrs if rows else {}
+    return {
+        "rows": rows,
+        "ratio": float(attrs.get("ratio", 0)),
+        "floor": float(attrs.get("floor", 0)),
+        "top": int(attrs.get("top", 0)),
+        "interval": str(attrs.get("interval", "")),
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from interp.probes.activations import LOOSE_RATIO, MassiveActivations, runs
+from interp.probes.writing import NO_NEURON
 from interp.viz.arrays import index, labels
 from interp.viz.atlas import has, strings
 from interp.viz.numbers import NOTHING, interval, number, ranges
@@ -62,6 +63,26 @@ class MassiveCell:
     """Peak over the median magnitude of its layer."""
     writer: str
     """The half of a block that added most, or a dash."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A neuron that writes or erases massive activations, over texts."""
+
+    role: str
+    block: int
+    neuron: str
+    """Its number; a word where attention writes."""
+    channel: int
+    share: float
+    """Of what the MLP does to the cell."""
+    interval: str
+    contribution: float
+    """What it adds to the cell, or the half where attention writes."""
+    weight: float
+    rank: str
+    """Place of the weight by magnitude in the whole matrix."""
+    n_texts: int
 
 
 def criteria(text: xr.Dataset) -> tuple[MassiveActivations, MassiveActivations]:
@@ -188,6 +209,38 @@ def massive_cells(text: xr.Dataset, loosely: bool = True) -> list[MassiveCell]:
             )
         )
     return sorted(cells, key=lambda cell: (cell.strict == NOTHING, -abs(cell.peak)))
+
+
+def writers(atlas: xr.DataTree) -> list[Writer]:
+    """Neurons behind massive activations, where an atlas asked for them."""
+    if "writers" not in atlas.children:
+        return []
+    node = atlas["writers"].to_dataset()
+    if not {"writers", "writers_interval"} <= set(node.data_vars):
+        return []
+    rows = []
+    for place in range(node.sizes["writer"]):
+        one = node.isel(writer=place)
+        is_neuron = int(one["neuron"]) != NO_NEURON
+        moved = one["contribution"] if is_neuron else one["written"]
+        rank = float(one["weight_rank"])
+        rows.append(
+            Writer(
+                role=str(one["role"].item()),
+                block=int(one["block"]),
+                neuron=str(int(one["neuron"]))
+                if is_neuron
+                else str(one["half"].item()),
+                channel=int(one["channel"]),
+                share=float(one["writers"]),
+                interval=interval(*one["writers_interval"].values.tolist()),
+                contribution=float(moved),
+                weight=float(one["weight"]),
+                rank=number(round(rank)) if np.isfinite(rank) else NOTHING,
+                n_texts=int(one["n_texts"]),
+            )
+        )
+    return rows
 
 
 def _loudest_tokens(text: xr.Dataset, count: int = 32) -> xr.Dataset:

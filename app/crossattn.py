@@ -202,9 +202,11 @@ def to_table(tree: xr.DataTree) -> pd.DataFrame:
         }
         rows = xr.Dataset(plain).to_dataframe().reset_index()
         tables.append(rows.assign(of=of))
+    if "without_noise" in node:
+        tables.append(_without_noise(node))
     table = pd.concat(tables, ignore_index=True)
     table = table.rename(columns={"ulow": "low_utterances", "uhigh": "high_utterances"})
-    table["units"] = [units[name] for name in table["measure"]]
+    table["units"] = [units.get(name, "1") for name in table["measure"]]
     for column in ("layer", "head"):
         if column in table:
             table[column] = table[column].astype("Int64")
@@ -238,6 +240,18 @@ def words_of(tree: xr.DataTree) -> pd.DataFrame:
             rows["begin"], rows["end"] = rows["begin"] + begin, rows["end"] + begin
             tables.append(rows.assign(utterance=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _without_noise(node: xr.Dataset) -> pd.DataFrame:
+    """What the masks of a perturbation allow, and the correlation free of it."""
+    free = {"value": node["without_noise"]}
+    free |= _bounds(node["without_noise_interval"], "")
+    rows = [
+        xr.Dataset(free).assign_coords(measure="pearson_without_noise"),
+        xr.Dataset({"value": node["ceiling"]}).assign_coords(measure="pearson_ceiling"),
+    ]
+    tables = [each.to_dataframe().reset_index() for each in rows]
+    return pd.concat(tables).assign(of="all", method="perturbation")
 
 
 def _bounds(interval: xr.DataArray, prefix: str) -> dict[str, xr.DataArray]:

@@ -38,7 +38,7 @@ def crossattn(
     ] = 200,
     steps: Annotated[
         int, typer.Option(min=1, help="Points of integrated gradients over sound.")
-    ] = 6,
+    ] = 5,
     faithfulness: Annotated[
         bool, typer.Option(help="Make deletion and insertion curves.")
     ] = True,

@@ -272,3 +272,21 @@ def test_a_recording_without_any_words_is_refused(monkeypatch):
     monkeypatch.setattr(writing, "_written", lambda *_: [])
     with pytest.raises(InputError, match="No token is written"):
         list(utterances(listener(), sound(2 * SECONDS)))
+
+
+@pytest.mark.parametrize("family", ["whisper", "bart", "t5"])
+def test_picked_keys_and_values_are_those_of_mixed_states(family):
+    forced = tiny_case(family)
+    base = forced.baseline("states")[:, : forced.n_positions]
+    states = forced.states[:, : forced.n_positions]
+    rows = torch.arange(len(forced.targets))
+    gone = torch.rand(len(rows), forced.n_positions) > 0.5
+    with torch.no_grad():
+        found = forced.own_scores(base)(gone)
+        mixed = torch.where(gone[..., None], base, states)
+        wanted, whole = (
+            forced.log_probabilities(each)[rows, rows, forced.targets]
+            for each in (mixed, states.expand(len(rows), -1, -1))
+        )
+    torch.testing.assert_close(found, wanted)
+    assert (found - whole).abs().max() > 1e-4

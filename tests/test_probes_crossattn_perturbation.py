@@ -1,13 +1,38 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from crossattn_cases import heard, tiny_case
 
 from interp.probes.crossattn import Options
+from interp.probes.crossattn.agreement import rotations, summary, token_values
 from interp.probes.crossattn.clusters import stretches, superpixels
 from interp.probes.crossattn.parts import Parts
 from interp.probes.crossattn.perturbation import Sums, perturb
 from interp.probes.crossattn.saliency import saliency
+
+
+def agreement_of(attention, halves):
+    """The summary of one utterance with one head and saliency in two halves."""
+    dims = ("token", "position")
+    maps = attention[None, None]
+    node = xr.Dataset(
+        {
+            "attention": (("layer", "head", *dims), maps),
+            "aggregate": (dims, attention),
+            "baselines": (("baseline", *dims), attention[None]),
+            "saliency": (("space", "method", *dims), halves.mean(0)[None, None]),
+            "saliency_halves": (("space", "half", *dims), halves[None]),
+        },
+        {
+            "space": ["input"],
+            "method": ["perturbation"],
+            "baseline": ["attention"],
+            "token": range(len(attention)),
+        },
+    )
+    values, turned = token_values(node), rotations(node)
+    return summary([values], [turned], unit=1.0, unit_name="tokens")
 
 
 def toy(n_masks, seed=0, sums=None):
@@ -119,3 +144,46 @@ def test_stretches_are_runs_of_neighbors():
         [0, 1, 2, 3, 4],
         [0, 0, 1, 1, 2],
     ]
+
+
+def test_two_halves_are_runs_of_their_own_and_make_the_whole():
+    clusters = [np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1])]
+    values, baseline = torch.ones(1, 4), torch.zeros(1, 4)
+
+    def log_probabilities(rows):
+        logits = torch.stack([rows @ torch.arange(4.0), torch.zeros(len(rows))], -1)
+        return logits.log_softmax(-1)[:, None]
+
+    sums = perturb(log_probabilities, values, baseline, clusters, torch.from_numpy, 400)
+    counts = np.stack(
+        [
+            sum(c[half][own] for c, own in zip(sums.count, clusters, strict=True))
+            for half in (0, 1)
+        ]
+    )
+    halves = sums.halves(clusters)
+
+    assert halves.shape == (2, 1, 4)
+    assert abs(np.subtract(*counts)).max() < 60
+    together = (halves * counts[:, None]).sum(0) / counts.sum(0)
+    np.testing.assert_allclose(together, sums.saliency(clusters)[0])
+
+
+def test_without_noise_few_masks_say_what_many_do():
+    """Saliency is known here: attention plus noise that falls with the masks."""
+    rng = np.random.default_rng(0)
+    n_tokens, n = 40, 400
+    truth = rng.gamma(1, size=(n_tokens, n))
+    attention = truth + rng.gamma(1, size=truth.shape)
+    wanted = np.mean(
+        [np.corrcoef(a, b)[0, 1] for a, b in zip(attention, truth, strict=True)]
+    )
+    for noise in (0.5, 1.0, 2.0):
+        halves = truth + noise * np.sqrt(2) * rng.standard_normal((2, n_tokens, n))
+        found = agreement_of(attention, halves)
+        low, high = found["without_noise_interval"].values[0]
+        seen = found["overall"].sel(measure="pearson").item()
+
+        assert seen < wanted - 0.03
+        assert seen == pytest.approx(wanted * found["ceiling"].item(), abs=0.03)
+        assert low < wanted < high

@@ -14,7 +14,7 @@ from hand_crossattn import METHODS, PUBLISHED, hand_crossattn
 
 from interp.errors import InputError
 from interp.viz.audio import player
-from interp.viz.crossattn import page
+from interp.viz.crossattn import findings, page
 from interp.viz.crossattn_curves import agreement_plot, curve_plot
 from interp.viz.crossattn_figures import aligned, token_by_token
 from interp.viz.crossattn_tables import agreement_rows, measures
@@ -163,3 +163,26 @@ def test_what_is_no_comparison_is_refused():
         aligned(xr.DataArray(), "gradient")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="gradient, perturbation of input, states"):
         aligned(utterance(hand_crossattn()), "occlusion")
+
+
+@pytest.mark.parametrize(
+    ("free", "says"), [(0.52, "0.61"), (0.7, "0.61"), (np.nan, "--masks")]
+)
+def test_a_perturbation_is_judged_without_the_noise_of_its_masks(free, says):
+    tree = hand_crossattn("speech", n=1)
+    tree.attrs["published"] = json.dumps(PUBLISHED)
+    agreement = tree["agreement"].to_dataset()
+    spaces = agreement.sizes["space"]
+    agreement["ceiling"] = ("space", [0.61] * spaces)
+    agreement["without_noise"] = ("space", [free] * spaces)
+    bounds = [[0.4, 0.8]] * spaces
+    agreement["without_noise_interval"] = (("space", "bound"), bounds)
+    tree["agreement"] = xr.DataTree(agreement)
+    observed, freed, *_ = findings(tree)
+
+    assert says in freed.sentence
+    assert "published" not in observed.sentence
+    if np.isfinite(free):
+        low, high = PUBLISHED[0]["low"], PUBLISHED[0]["high"]
+        where = "within" if low <= free <= high else "outside"
+        assert f"ours lies {where} it" in freed.sentence

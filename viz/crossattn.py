@@ -98,23 +98,17 @@ def findings(tree: xr.DataTree) -> Iterator[Finding]:
     value = at(one, "overall", "pearson")
     low, high = interval(one, "pearson")
     null = one["overall_null"].sel(measure="pearson").values
-    published = reading.setting(tree, "published", [])
-    beside = ""
-    if published:
-        first = published[0]
-        ends = float(first["low"]), float(first["high"])
-        where = "within" if ends[0] <= value <= ends[1] else "outside"
-        beside = (
-            f" The published range for the best aggregate is {ends[0]:.2f} to "
-            f"{ends[1]:.2f}: ours lies {where} it."
-        )
+    noisy = method == "perturbation" and "without_noise" in agreement
     yield Finding(
         f"r = {decimals(value)} with saliency",
         f"Mean attention of {_heads(tree)} correlates with the saliency by "
         f"{named(method, space)} with r = {decimals(value)} ({between(low, high)}); "
-        f"rotated at random in time, with {between(*null)}.{beside}",
+        f"rotated at random in time, with {between(*null)}."
+        + ("" if noisy else _beside_published(tree, value)),
         "agreement",
     )
+    if noisy:
+        yield _without_noise(tree, agreement.sel(space=space))
     by_head = one["by_head"].sel(measure="pearson")
     if by_head.notnull().any():
         best = by_head.fillna(-np.inf).argmax(...)
@@ -142,6 +136,38 @@ def findings(tree: xr.DataTree) -> Iterator[Finding]:
             )
     if "faithfulness" in tree.children:
         yield _faithful(tree["faithfulness"].to_dataset(), method)
+
+
+def _without_noise(tree: xr.DataTree, one: xr.Dataset) -> Finding:
+    free, ceiling = one["without_noise"].item(), one["ceiling"].item()
+    if not np.isfinite(free):
+        return Finding(
+            "Too few masks",
+            "Two halves of the masks give saliencies that have nothing in common: what "
+            "they show is noise. Take more with --masks.",
+            "agreement",
+        )
+    bounds = one["without_noise_interval"].values
+    return Finding(
+        f"r = {decimals(free)} without the masks' noise",
+        "Two halves of the masks agree so far that no map could correlate with the "
+        f"saliency of all of them by more than {decimals(ceiling)}. With masks without "
+        f"end, r would be {decimals(free)} ({between(*bounds)})."
+        + _beside_published(tree, free),
+        "agreement",
+    )
+
+
+def _beside_published(tree: xr.DataTree, value: float) -> str:
+    published = reading.setting(tree, "published", [])
+    if not published:
+        return ""
+    low, high = float(published[0]["low"]), float(published[0]["high"])
+    where = "within" if low <= value <= high else "outside"
+    return (
+        f" The published range for the best aggregate is {low:.2f} to {high:.2f}: ours "
+        f"lies {where} it."
+    )
 
 
 def _faithful(areas: xr.Dataset, method: str) -> Finding:

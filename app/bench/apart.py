@@ -128,7 +128,7 @@ def require_room_for_maps(model: object, length: int) -> None:
     from interp.app.bench.clock import free_bytes
     from interp.models import load
 
-    loaded = load(model)
+    loaded = load(model, device="cpu")
     heads = [site.n_heads for site in loaded.anatomy.sites]
     needed = (sum(heads) + 3 * max(heads)) * length**2 * 4
     if needed > 0.9 * free_bytes(loaded.device):

@@ -46,7 +46,7 @@ def _run(model: str, route: str, length: int, repeats: int, threads: int) -> Non
     from interp.app.bench.inputs import text_ids
 
     torch.set_num_threads(threads)
-    loaded = interp.load(model)
+    loaded = interp.load(model, device="cpu")
     ids = text_ids(loaded, length)
     if route.endswith("patterns"):
         require_room_for_maps(loaded, length)

@@ -53,7 +53,7 @@ def _run(model: str, route: str, length: int, repeats: int, threads: int) -> Non
     from interp.app.bench.inputs import text_ids
 
     torch.set_num_threads(threads)
-    loaded = interp.load(model)
+    loaded = interp.load(model, device="cpu")
     module: Any = loaded.module
     prompt = text_ids(loaded, PROMPT)[None]
     # No end token: every route makes exactly as many tokens.

@@ -111,7 +111,7 @@ def _run(
     from interp.tasks.reading import ORCHARD, shipped
 
     torch.set_num_threads(threads)
-    loaded = interp.load(model)
+    loaded = interp.load(model, device="cpu")
     depths = tuple((n + 0.5) / n_depths for n in range(n_depths))
     task = Needle(tuple(lengths), depths, haystack=shipped(ORCHARD))
     measure = _interp if route == "interp" else _eager

@@ -38,7 +38,7 @@ def _run(model: str, route: str, length: int, repeats: int, threads: int) -> Non
     from interp.tasks import Item
 
     torch.set_num_threads(threads)
-    loaded = interp.load(model)
+    loaded = interp.load(model, device="cpu")
     ids = text_ids(loaded, length)
     if route == "eager":
         require_room_for_maps(loaded, length)

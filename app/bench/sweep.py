@@ -114,7 +114,7 @@ def _run(model: str, route: str, n_tokens: int, every: int, threads: int) -> Non
     from interp.app.bench.inputs import text_ids
 
     torch.set_num_threads(threads)
-    loaded = interp.load(model)
+    loaded = interp.load(model, device="cpu")
     ids = text_ids(loaded, n_tokens).tolist()
     loop = {"lens": _lens, "hooks": _hooks, "tap": _tap}.get(route)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -40,7 +40,7 @@ def _run(model: str, route: str, length: int, repeats: int, threads: int) -> Non
     from interp.capture import Capture
 
     torch.set_num_threads(threads)
-    loaded = interp.load(model)
+    loaded = interp.load(model, device="cpu")
     ids = text_ids(loaded, length)
     module = loaded.module
     if route == "eager":

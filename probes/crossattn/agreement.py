@@ -13,6 +13,8 @@ SOURCE = "Papi et al. 2025, arXiv:2509.18010"
 
 OVER = ("tokens", "utterances")
 
+_PEARSON = list(MEASURES).index("pearson")
+
 LONG_NAMES = {
     "overall": "agreement of attention with saliency",
     "by_layer": "agreement of a layer's mean attention with saliency",
@@ -33,7 +35,8 @@ def token_values(utterance: xr.Dataset, top: float = TOP) -> xr.Dataset:
 
     Returns:
         The variables of `LONG_NAMES`, over (space, method, measure, token) and what
-        their names say. Peaks are in positions.
+        their names say. Peaks are in positions. `halves` (space, token): Pearson
+        correlation of the two halves of a perturbation.
     """
     attention = utterance["attention"]
     views = {
@@ -53,6 +56,10 @@ def token_values(utterance: xr.Dataset, top: float = TOP) -> xr.Dataset:
         kept = [str(d) for d in rows.dims if d not in ("token", "position")]
         dims = ("space", "method", "measure", *kept, "token")
         found[name] = (dims, np.array(values))
+    if "saliency_halves" in utterance:
+        pairs = utterance["saliency_halves"].transpose("half", "space", ...).values
+        same = [alike(a, b, top)[_PEARSON] for a, b in zip(*pairs, strict=True)]
+        found["halves"] = (("space", "token"), np.array(same))
     coords: dict[str, Any] = {
         name: attention[name] if name in attention.coords else utterance[name]
         for name in ("layer", "head", "space", "method", "baseline", "token")
@@ -88,7 +95,9 @@ def summary(
         Each variable with its interval over tokens; `overall` also over utterances
         (NaN for one), with what chance gives (`overall_null`, `overall_p`): every
         token's attention is rotated in time by a random number of positions.
-        `coverage` and `context_mixing` by method.
+        `coverage` and `context_mixing` by method. Of a perturbation also `ceiling`
+        (space), the largest correlation that its number of masks allows, and
+        `without_noise` (space), Pearson's correlation divided by it.
     """
     each = [scaled(one, unit) for one in values]
     pooled = xr.concat(each, "token", join="outer", coords="minimal", compat="override")
@@ -116,6 +125,8 @@ def summary(
     found |= _chance(found["overall"], rotations, unit, resamples, level, seed)
     if "states" in found["overall"]["space"].values:
         found |= _mixing(pooled["overall"], weights, found["overall"], options)
+    if "halves" in pooled:
+        found |= _without_noise(pooled, weights, options)
     units = [unit_name if m == "peak" else "1" for m in MEASURES]
     found["measure_units"] = ("measure", np.array(units, dtype=object))
     return xr.Dataset(found)
@@ -133,7 +144,8 @@ def rotations(utterance: xr.Dataset, top: float = TOP) -> np.ndarray:
 def scaled(values: xr.Dataset, unit: float) -> xr.Dataset:
     """Values whose peaks are in units of time instead of positions."""
     factor = xr.where(values["measure"] == "peak", unit, 1.0)
-    return values * factor
+    measured = [name for name in values.data_vars if "measure" in values[name].dims]
+    return values.assign({name: values[name] * factor for name in measured})
 
 
 def _interval(values: xr.DataArray, dim: str, **options: object) -> xr.DataArray:
@@ -216,3 +228,54 @@ def _mixing(
             attrs
         )
     return found
+
+
+def _without_noise(
+    tokens: xr.Dataset, weights: xr.DataArray, options: dict
+) -> dict[str, xr.DataArray]:
+    """What a perturbation's correlation would be with masks without end.
+
+    Noise of few masks lowers every correlation with it by the same factor, the root of
+    its reliability, which two halves show: r = r_observed / sqrt(2 h / (1 + h)), where
+    h is the correlation of the halves. NaN where the halves have nothing in common.
+
+    Source:
+        Spearman 1904 and 1910; Brown 1910.
+    """
+    observed = tokens["overall"].sel({"method": "perturbation", "measure": "pearson"})
+    pair = xr.concat([observed, tokens["halves"]], "of", coords="minimal")
+    pair = pair.drop_vars(["method", "measure"], errors="ignore")
+    n = pair.sizes["token"]
+    rng = np.random.default_rng(options["seed"])
+    drawn = rng.integers(0, n, (options["resamples"], n))
+    share = weights.values[drawn] / weights.values[drawn].sum(1, keepdims=True)
+    rows = pair.transpose("of", "space", "token").values
+    means = (rows[:, :, drawn] * share).sum(-1)  # [of, space, draw]
+    whole = (rows * weights.values).sum(-1) / weights.values.sum()
+    tail = (1 - options["level"]) / 2
+    bounds = np.nanquantile(_freed(*means), [tail, 1 - tail], axis=-1)
+    attrs = {"units": "1", "source": "Spearman 1904, 1910; Brown 1910"}
+    says = "correlation with the saliency by perturbation, without its noise"
+    own = attrs | {"long_name": says}
+    bound = {"bound": np.array(["low", "high"], dtype=object)}
+    return {
+        "ceiling": xr.DataArray(
+            _ceiling(whole[1]),
+            dims="space",
+            attrs=attrs
+            | {"long_name": "largest correlation that the number of masks allows"},
+        ),
+        "without_noise": xr.DataArray(_freed(*whole), dims="space", attrs=own),
+        "without_noise_interval": xr.DataArray(
+            bounds.T, bound, ("space", "bound"), attrs=own
+        ),
+    }
+
+
+def _ceiling(halves: np.ndarray) -> np.ndarray:
+    shared = np.where(halves > 0, halves, np.nan)
+    return np.sqrt(2 * shared / (1 + shared))
+
+
+def _freed(observed: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    return observed / _ceiling(halves)

@@ -12,7 +12,7 @@ from interp.uncertainty import bootstrap_interval
 
 DIRECTIONS = ("deletion", "insertion")
 
-LEVELS = (0.05, 0.1, 0.2, 0.4, 0.7)
+LEVELS = (0.05, 0.15, 0.35, 0.65)
 """Shares of the positions at which the model is run, beside none and all."""
 
 DRAWS = 2
@@ -67,8 +67,7 @@ def curves(
         done += 1
         progress(max(done, 0), n_runs)
 
-    states = forced.states[:, : forced.n_positions]
-    base = forced.baseline(space, fill)[:, : forced.n_positions]
+    without = forced.own_scores(forced.baseline(space, fill)[:, : forced.n_positions])
     heard, scores = forced.of("input")
     silence = forced.baseline("input", fill)
     n_tokens = shape[0]
@@ -76,8 +75,7 @@ def curves(
     def by_token(chosen: np.ndarray) -> np.ndarray:
         """`[token]`, where each token's own positions are the baseline's."""
         step()
-        mask = torch.from_numpy(chosen).to(states.device)[..., None]
-        return _probability(forced.own_scores(torch.where(mask, base, states)))
+        return _probability(without(torch.from_numpy(chosen).to(heard.device)))
 
     def together(chosen: np.ndarray) -> np.ndarray:
         """The mean over tokens, where the same positions of the input are silent."""

@@ -5,12 +5,13 @@ log-probability of every output token. Both can be differentiated.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from interp.errors import InputError, UnsupportedModelError
@@ -98,7 +99,7 @@ class Forced:
         """`[row, token, vocab]`, the logits that predict the scored tokens."""
         return self._made(states).logits[:, self.rows]
 
-    def _made(self, states: Tensor) -> Any:
+    def _made(self, states: Tensor, memory: EncoderDecoderCache | None = None) -> Any:
         ids = self.utterance.ids.expand(states.shape[0], -1)
         if self.is_decoder:
             return self.module(inputs_embeds=states, use_cache=False)
@@ -107,21 +108,57 @@ class Forced:
         return self.module(
             encoder_outputs=read,
             decoder_input_ids=ids if ids.shape[1] == 1 else ids[:, :-1],
-            use_cache=False,
+            past_key_values=memory,
+            use_cache=memory is not None,
         )
 
     def log_probabilities(self, states: Tensor) -> Tensor:
         """`[row, token, vocab]`, in nats, float32 or wider."""
-        logits = self.logits(states)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(
-            -1
-        )
+        return self._log_probabilities(self.logits(states))
+
+    @staticmethod
+    def _log_probabilities(logits: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return logits.to(wide).log_softmax(-1)
 
     def scores(self, states: Tensor) -> Tensor:
         """`[row, token]`, the log-probability of each scored token in nats."""
         return self.log_probabilities(states)[:, range(len(self.targets)), self.targets]
 
-    def own_scores(self, states: Tensor) -> Tensor:
+    def own_scores(self, base: Tensor) -> Callable[[Tensor], Tensor]:
+        """What each token has left where positions of its own are taken away.
+
+        Args:
+            base: `[1, position, channel]`, the states that take their place.
+
+        Returns:
+            From `[token, position]` (bool, taken away) to `[token]`, log-probability of
+            each scored token in nats. The decoder is given the real positions only.
+        """
+        states = self.states[:, : self.n_positions]
+        if self.is_decoder:
+            return lambda gone: self._own(torch.where(gone[..., None], base, states))
+        with torch.no_grad():
+            kept, removed = self._memory(states), self._memory(base)
+
+        def of(gone: Tensor) -> Tensor:
+            # Keys and values follow from the states position by position, so those of
+            # a mixture are picked instead of computed for every row.
+            at = gone[:, None, :, None]
+            mixed = [
+                [torch.where(at, b, a) for a, b in zip(*pair, strict=True)]
+                for pair in zip(kept, removed, strict=True)
+            ]
+            return self._own(states.expand(len(gone), -1, -1), _remembered(mixed))
+
+        return of
+
+    def _memory(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of cross-attention, layer by layer."""
+        cache = self._made(states, _remembered([])).past_key_values
+        return [(at.keys, at.values) for at in cache.cross_attention_cache.layers]
+
+    def _own(self, states: Tensor, memory: EncoderDecoderCache | None = None) -> Tensor:
         """`[token]`, of as many rows as there are tokens: each row's own token."""
         head = self.module.get_output_embeddings()
         rows = self.rows
@@ -133,14 +170,14 @@ class Forced:
 
         every = torch.arange(len(rows), device=states.device)
         if head is None:
-            return self.scores(states)[every, every]
+            wide = self._log_probabilities(self._made(states, memory).logits)
+            return wide[every, rows, self.targets]
         handle = head.register_forward_pre_hook(only)
         try:
-            logits = self._made(states).logits[:, 0]
+            logits = self._made(states, memory).logits[:, 0]
         finally:
             handle.remove()
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return logits.to(wide).log_softmax(-1)[every, self.targets]
+        return self._log_probabilities(logits)[every, self.targets]
 
     def cells(self, chosen: np.ndarray) -> Tensor:
         """Positions `[position]` as cells of the input, to broadcast over it."""
@@ -208,6 +245,14 @@ class Forced:
             f"{self.model.name} does other things with its input than to look up "
             "embeddings, so that no gradient can be taken there. Choose another model."
         )
+
+
+def _remembered(cross: Sequence[Sequence[Tensor]]) -> EncoderDecoderCache:
+    """A cache that holds keys and values of cross-attention, and nothing else."""
+    known = DynamicCache()
+    for layer, (keys, values) in enumerate(cross):
+        known.update(keys, values, layer)
+    return EncoderDecoderCache(DynamicCache(), known)
 
 
 class Remembered:

@@ -12,6 +12,7 @@ from interp.heads import HeadSet
 from interp.probes.crossattn.attention import Maps
 from interp.probes.crossattn.forced import SPACES, Forced
 from interp.probes.crossattn.parts import Parts
+from interp.probes.crossattn.perturbation import HALVES
 from interp.probes.crossattn.saliency import Options, Progress, saliency
 
 BASELINES = ("attention", "rollout", "attention_value_norm", "attention_gradient")
@@ -136,6 +137,7 @@ def saliency_of(
     shape = len(forced.targets), forced.n_positions
     every = np.full((len(spaces), len(methods), *shape), np.nan, np.float32)
     errors = np.full((len(spaces), *shape), np.nan, np.float32)
+    halves = np.full((len(spaces), HALVES, *shape), np.nan, np.float32)
     gaps = np.full((2, len(spaces), shape[0]), np.nan)
     maps: dict[str, np.ndarray] = {}
     for i, space in enumerate(spaces):
@@ -145,7 +147,7 @@ def saliency_of(
             if "map" in made:
                 maps[method] = made["map"]
             if "error" in made:
-                errors[i] = made["error"]
+                errors[i], halves[i] = made["error"], made["halves"]
             if "total" in made:
                 gaps[:, i] = _completeness(forced, space, made, options)
     dims = "token", "position"
@@ -166,6 +168,9 @@ def saliency_of(
         says = "standard error of the saliency by perturbation"
         of = ("space", *dims)
         found["monte_carlo_error"] = (of, errors, nats | {"long_name": says})
+        says = "saliency by perturbation, from either half of the masks alone"
+        of = ("space", "half", *dims)
+        found["saliency_halves"] = (of, halves, nats | {"long_name": says})
     if "integrated_gradients" in methods:
         says = "sum of integrated gradients less what it should be, magnitude"
         of = ("space", "token")
@@ -196,7 +201,8 @@ def only_visible(node: xr.Dataset, forced: Forced) -> xr.Dataset:
     """NaN where a token of a decoder alone sees nothing yet."""
     rows = xr.DataArray(forced.rows.cpu().numpy(), dims="token")
     seen = node["position"] <= rows
-    names = ("attention", "aggregate", "baselines", "saliency", "monte_carlo_error")
+    names = ("attention", "aggregate", "baselines", "saliency")
+    names = (*names, "monte_carlo_error", "saliency_halves")
     for name in names:
         if name in node:
             dims = node[name].dims

@@ -13,13 +13,17 @@ CHANCE = 0.5
 """How likely a cluster is masked."""
 
 
+HALVES = 2
+"""Every other draw of a granularity belongs to the same half."""
+
+
 @dataclass(frozen=True)
 class Sums:
-    """What random masks have shown so far.
+    """What random masks have shown so far, in two halves that know nothing of another.
 
     Attributes:
-        count: `[cluster]` of each granularity, how often it was masked.
-        first: `[token, cluster]` of each, sum of divergences while it was masked.
+        count: `[half, cluster]` of each granularity, how often it was masked.
+        first: `[half, token, cluster]` of each, sum of divergences while it was masked.
         second: The same of their squares.
         n_masks: Masks in all.
     """
@@ -34,9 +38,9 @@ class Sums:
         """Before the first mask."""
         sizes = [int(each.max()) + 1 for each in clusters]
         return cls(
-            [np.zeros(size) for size in sizes],
-            [np.zeros((n_tokens, size)) for size in sizes],
-            [np.zeros((n_tokens, size)) for size in sizes],
+            [np.zeros((HALVES, size)) for size in sizes],
+            [np.zeros((HALVES, n_tokens, size)) for size in sizes],
+            [np.zeros((HALVES, n_tokens, size)) for size in sizes],
         )
 
     def saliency(self, clusters: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -44,16 +48,40 @@ class Sums:
 
         Cells that were never masked have saliency 0 and no known error (NaN).
         """
-        count = sum(c[own] for c, own in zip(self.count, clusters, strict=True))
-        first, second = (
-            sum(s[:, own] for s, own in zip(sums, clusters, strict=True))
-            for sums in (self.first, self.second)
+        every = [range(HALVES)]
+        count, first, second = (
+            _in_cells(sums, clusters, every)[0]
+            for sums in (self.count, self.first, self.second)
         )
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = first / count
             spread = np.maximum(second / count - mean**2, 0) * count / (count - 1)
             error = np.sqrt(spread / count)
         return np.nan_to_num(mean), np.where(count > 1, error, np.nan)
+
+    def halves(self, clusters: Sequence[np.ndarray]) -> np.ndarray:
+        """The mean divergence `[half, token, ...]` by either half alone."""
+        each = [[half] for half in range(HALVES)]
+        count, first = (
+            _in_cells(sums, clusters, each) for sums in (self.count, self.first)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nan_to_num(first / count[:, None])
+
+
+def _in_cells(
+    sums: Sequence[np.ndarray],
+    clusters: Sequence[np.ndarray],
+    chosen: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """`[choice, ...]`, what clusters have in the chosen halves, at each of their cells.
+
+    A sum over granularities.
+    """
+    return sum(
+        np.stack([each[[*halves]].sum(0) for halves in chosen])[..., own]
+        for each, own in zip(sums, clusters, strict=True)
+    )  # type: ignore[return-value]
 
 
 def perturb(
@@ -94,14 +122,15 @@ def perturb(
         sums = sums or Sums.empty(clusters, known.shape[1])
         for number in range(sums.n_masks, n_masks):
             which = number % len(clusters)
+            half = number // len(clusters) % HALVES
             rng = np.random.default_rng([seed, number])
-            masked = rng.random(len(sums.count[which])) < CHANCE
+            masked = rng.random(sums.count[which].shape[1]) < CHANCE
             gone = expand(masked[clusters[which]]).to(values.device)
             moved = log_probabilities(torch.where(gone, baseline, values))
             divergence = (known.exp() * (known - moved)).sum(-1)[0].double()
             kl = divergence.clamp(min=0).cpu().numpy()[:, None]
-            sums.count[which][masked] += 1
-            sums.first[which][:, masked] += kl
-            sums.second[which][:, masked] += kl**2
+            sums.count[which][half, masked] += 1
+            sums.first[which][half][:, masked] += kl
+            sums.second[which][half][:, masked] += kl**2
             progress(number + 1, n_masks)
     return Sums(sums.count, sums.first, sums.second, n_masks)

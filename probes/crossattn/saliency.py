@@ -49,12 +49,12 @@ class Options:
         graphs: Forwards whose graphs are kept in memory at once.
     """
 
-    steps: int = 6
+    steps: int = 5
     samples: int = 4
-    windows: int = 100
+    windows: int = 64
     masks: int = 200
     segments: tuple[int, ...] = SEGMENTS
-    cheap: int = 16
+    cheap: int = 8
     cheap_masks: int = 400
     fill: Fill = "silence"
     pool: str = "max"
@@ -295,11 +295,13 @@ def _perturbed(
         )
         _keep_sums(parts, sums)
     mean, error = sums.saliency(clusters)
+    halves = sums.halves(clusters)
     if not is_map:
-        return {"positions": mean, "error": error}
+        return {"positions": mean, "error": error, "halves": halves}
     return {
         "positions": pooled(forced, mean, options.pool),
         "error": _error_at_peak(forced, mean, error),
+        "halves": np.stack([pooled(forced, half, options.pool) for half in halves]),
         "map": mean.astype(np.float32),
     }
 
@@ -322,7 +324,7 @@ def _kept_sums(
     parts: Parts, clusters: Sequence[np.ndarray], n_masks: int
 ) -> Sums | None:
     """What masks have shown so far; nothing if they were more than are asked for."""
-    kept = parts.read("masks")
+    kept = parts.read("sums")
     if kept is None or int(kept["n_masks"]) > n_masks:
         return None
     arrays = [[kept[f"{what}{n}"] for n in range(len(clusters))] for what in "cfs"]
@@ -333,7 +335,7 @@ def _keep_sums(parts: Parts, sums: Sums) -> None:
     arrays: Arrays = {"n_masks": np.array(sums.n_masks)}
     for what, each in zip("cfs", (sums.count, sums.first, sums.second), strict=True):
         arrays |= {f"{what}{n}": array for n, array in enumerate(each)}
-    parts.write("masks", arrays)
+    parts.write("sums", arrays)
 
 
 def _located(forced: Forced, space: Space, method: str, signed: Tensor) -> Arrays:

@@ -1,36 +1,27 @@
-"""An ablation folder: what it holds, what it refuses, and how it survives a stop."""
+"""An ablation folder: what it holds, and what it refuses."""
 
 import json
-import signal
-import subprocess
 from importlib.metadata import version
 
 import pandas as pd
 import pytest
 import xarray as xr
 from command_line import (
-    PROGRAM,
     copy,
     files_of,
-    hears_ctrl_c,
     made,
-    only_line,
     refused,
     run,
     save,
     says,
     write_words,
 )
-from test_app_atlas import _wait_for as wait_for
-from test_app_atlas import room
 from test_viz_report import Page
 
 import interp
-from interp.app import ablate as app_ablate
 from interp.evaluation import evaluate
 from interp.heads import HeadSet
 from interp.interventions import AblateHeads
-from interp.interventions.log import Log
 from interp.tasks import Texts
 
 OUTPUTS = {"run.json", "sweeps", "effects.zarr", "ablation.csv", "index.html"}
@@ -265,75 +256,6 @@ class TestRefusals:
         assert says(refused(*quick, tmp_path / "whole"), "holds no atlas")
 
 
-class TestStops:
-    """After any stop the same command finishes, to the same bytes."""
-
-    def test_a_complete_ablation_is_left_as_it_is(self, command, whole):
-        before = files_of(whole)
-        ended = run(*command, whole)
-        assert (ended.code, ended.out) == (0, f"{whole / 'index.html'}\n")
-        assert says(ended.err, "complete")
-        assert files_of(whole) == before
-
-    def test_a_lost_output_is_made_again(self, command, whole, tmp_path):
-        lacking = copy(whole, tmp_path / "lacking")
-        (lacking / "ablation.csv").unlink()
-        made(*command, lacking)
-        assert same(lacking, whole)
-
-    @pytest.mark.parametrize("n_bytes", [10, 300, 3_000, 100_000])
-    def test_a_full_disk(self, n_bytes, command, whole, tmp_path):
-        with room(n_bytes):
-            line = refused(*command, tmp_path / "out")
-        assert says(line, "File too large", str(tmp_path / "out"))
-        made(*command, tmp_path / "out")
-        assert same(tmp_path / "out", whole)
-
-    @pytest.mark.parametrize(
-        ("where", "name", "calls"),
-        [
-            (app_ablate, "write_run", 0),
-            (Log, "add", 0),
-            (Log, "add", 17),
-            (app_ablate, "ablation_tree", 0),
-            (app_ablate, "save", 0),
-            (app_ablate, "write", 0),
-            (app_ablate, "write_run", 1),
-        ],
-    )
-    def test_ctrl_c(self, where, name, calls, command, whole, tmp_path, monkeypatch):
-        done = []
-
-        def interrupted(*args, **kwargs):
-            done.append(name)
-            if len(done) > calls:
-                raise KeyboardInterrupt
-            return own(*args, **kwargs)
-
-        own = getattr(where, name)
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, interrupted)
-            ended = run(*command, tmp_path / "out")
-        assert (ended.code, ended.out) == (130, "")
-        assert says(only_line(ended.err), "Interrupted", "run the same command")
-        kept = len(list((tmp_path / "out").glob("sweeps/*")))
-        assert bool(kept) == ((name, calls) != ("write_run", 0))
-        made(*command, tmp_path / "out")
-        assert same(tmp_path / "out", whole)
-
-    def test_a_kill_in_a_process(self, command, whole, tmp_path):
-        with subprocess.Popen(
-            [*PROGRAM, *map(str, command), tmp_path / "out"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=hears_ctrl_c,
-        ) as process:
-            wait_for(tmp_path / "out" / "sweeps", "*", process)
-            process.send_signal(signal.SIGKILL)
-        made(*command, tmp_path / "out")
-        assert same(tmp_path / "out", whole)
-
-
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_default_model_cannot_copy_without_its_induction_heads(tmp_path):
@@ -346,11 +268,3 @@ def test_the_default_model_cannot_copy_without_its_induction_heads(tmp_path):
     assert row["base"] > 0.5
     assert row["score"] < 0.1
     assert row["high"] < -0.4
-
-
-def same(folder, whole):
-    """Whether two folders have the same table and page."""
-    table, page = "ablation.csv", "index.html"
-    assert (folder / table).read_bytes() == (whole / table).read_bytes()
-    ours, theirs = ((each / page).read_text("utf-8") for each in (folder, whole))
-    return ours.replace(str(folder), "") == theirs.replace(str(whole), "")

@@ -1,40 +1,26 @@
-"""An atlas folder: what it holds, what it refuses, and how it survives a stop."""
+"""An atlas folder: what it holds, and what it refuses."""
 
 import hashlib
 import json
 import re
-import resource
-import signal
-import subprocess
-import time
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from importlib.metadata import version
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-import transformers as hf
 import xarray as xr
 from command_line import (
-    PROGRAM,
     copy,
     files_of,
-    hears_ctrl_c,
     made,
-    only_line,
     refused,
     run,
     save,
     says,
     write_words,
 )
-from tiny_models import _GROUPED, tiny_tokenizer
 
 import interp
-from interp import storage
-from interp.app import atlas as app_atlas
 from interp.probes import DETECTORS
 from interp.probes.detector import HEADS
 
@@ -156,26 +142,10 @@ class TestOutputs:
 
 
 class TestFolders:
-    def test_a_complete_atlas_is_left_as_it_is(self, whole, llama):
-        before = files_of(whole)
-        text = whole.parent / "words.txt"
-        ended = run("atlas", llama, "--text", text, "--out", whole)
-        assert (ended.code, ended.out) == (0, f"{whole / 'index.html'}\n")
-        assert says(ended.err, "complete")
-        assert files_of(whole) == before
-
     def test_the_same_model_by_another_path_is_the_same(self, whole, llama):
         text = whole.parent / "words.txt"
         other = llama / ".." / llama.name
         assert "complete" in run("atlas", other, "--text", text, "--out", whole).err
-
-    def test_a_lost_output_is_made_again(self, whole, llama, tmp_path):
-        lacking = copy(whole, tmp_path / "lacking")
-        (lacking / "atlas.csv").unlink()
-        text = whole.parent / "words.txt"
-        made("atlas", llama, "--text", text, "--out", lacking)
-        table = (whole / "atlas.csv").read_bytes()
-        assert (lacking / "atlas.csv").read_bytes() == table
 
     @pytest.mark.parametrize(
         ("changed", "said"),
@@ -241,89 +211,6 @@ class TestFolders:
         assert (tmp_path / "atlas-Llama-3.2-1B" / "index.html").is_file()
 
 
-@contextmanager
-def room(n_bytes: int):
-    """A disk on which no file may grow larger: a full one fails the same way."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-class TestStops:
-    """After any stop the same command finishes, to the same bytes."""
-
-    @pytest.mark.parametrize("n_bytes", [10, 500, 1_000, 2_500, 100_000])
-    def test_a_full_disk(self, n_bytes, quick, tmp_path):
-        command, table = quick
-        with room(n_bytes):
-            line = refused(*command, tmp_path / "out")
-        assert says(line, "File too large", str(tmp_path / "out"))
-        made(*command, tmp_path / "out")
-        assert (tmp_path / "out" / "atlas.csv").read_bytes() == table
-
-    @pytest.mark.parametrize(
-        ("where", "name", "calls"),
-        [
-            (app_atlas, "write_run", 0),
-            (storage.Store, "create", 0),
-            (xr.Dataset, "to_zarr", 0),
-            (storage.Store, "write", 0),
-            (storage.Store, "write", 1),
-            (storage.Store, "finish", 0),
-            (app_atlas, "save", 0),
-            (xr.DataTree, "to_zarr", 0),
-            (app_atlas, "to_table", 0),
-            (app_atlas, "write", 0),
-            (app_atlas, "write_run", 1),
-        ],
-    )
-    def test_ctrl_c(self, where, name, calls, quick, tmp_path, monkeypatch):
-        command, table = quick
-        done = []
-
-        def interrupted(*args, **kwargs):
-            done.append(name)
-            if len(done) > calls:
-                raise KeyboardInterrupt
-            return own(*args, **kwargs)
-
-        own = getattr(where, name)
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, interrupted)
-            ended = run(*command, tmp_path / "out")
-        assert (ended.code, ended.out) == (130, "")
-        assert says(only_line(ended.err), "Interrupted", "run the same command")
-        for store in (tmp_path / "out" / "traces").glob("*.zarr"):
-            interp.open_trace(store)
-        made(*command, tmp_path / "out")
-        assert (tmp_path / "out" / "atlas.csv").read_bytes() == table
-
-    def test_ctrl_c_in_a_process_after_the_first_layer(self, place, tmp_path):
-        model = _deep(tmp_path / "deep")
-        text = place / "words.txt"
-        command = ["atlas", model, "--text", text, *QUICK, "--out"]
-        made(*command, tmp_path / "whole")
-        with subprocess.Popen(
-            [*PROGRAM, *map(str, command), tmp_path / "out"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=hears_ctrl_c,
-        ) as process:
-            _wait_for(tmp_path / "out" / "traces", "text_0.zarr/self/*/c/0", process)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate()
-        assert (process.returncode, out) == (130, "")
-        assert says(only_line(err), "Interrupted", "run the same command")
-        interp.open_trace(tmp_path / "out" / "traces" / "text_0.zarr")
-        made(*command, tmp_path / "out")
-        table = (tmp_path / "whole" / "atlas.csv").read_bytes()
-        assert (tmp_path / "out" / "atlas.csv").read_bytes() == table
-
-
 @pytest.mark.parametrize("family", ["bert", "t5", "bart", "gpt_oss", "modernbert"])
 def test_a_family_gets_a_page_that_tells_what_was_skipped(
     family, root, place, tmp_path
@@ -347,31 +234,16 @@ def test_a_family_gets_a_page_that_tells_what_was_skipped(
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_default_model_on_the_shipped_text(tmp_path):
+    # Experiments, which take longest, are run in test_probes_retrieval_real.
+    quick = ",".join(name for name, kind in DETECTORS.items() if kind.by_default)
     out = tmp_path / "out"
-    page = made("atlas", "smollm2-135m", "--max-tokens", 200, "--out", out)
+    options = ["--max-tokens", 200, "--detectors", quick]
+    page = made("atlas", "smollm2-135m", *options, "--out", out)
     assert page == str(out / "index.html")
     assert (out / "index.html").stat().st_size < 8_000_000
     table = pd.read_csv(out / "atlas.csv")
     assert len(table) == 30 * 9
     best = table.loc[int(table["induction"].argmax())]
     assert 17 <= best["layer"] <= 24
-    ended = run("atlas", "smollm2-135m", "--max-tokens", 200, "--out", out)
-    assert "complete" in ended.err
     strongest = made("heads", out, "--by", "induction", "--top", 1)
     assert f"L{best['layer']:.0f}.H{best['head']:.0f}" in strongest
-
-
-def _deep(folder):
-    """A tiny model with layers enough to be stopped in."""
-    hf.utils.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(**{**_GROUPED, "num_hidden_layers": 16})
-    hf.LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    """Until a file of that pattern is there, or the process ends."""
-    while process.poll() is None and not any(folder.glob(pattern)):
-        time.sleep(0.005)

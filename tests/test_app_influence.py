@@ -1,34 +1,23 @@
-"""A corpus by influence: what is read, ranked, refused, and how a stop is survived."""
+"""A corpus by influence: what is read, ranked and refused."""
 
 import json
-import signal
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from command_line import (
-    PROGRAM,
-    copy,
     files_of,
-    hears_ctrl_c,
     made,
-    only_line,
     refused,
-    run,
     save,
     says,
     words,
     write_words,
 )
-from test_app_atlas import _wait_for as wait_for
-from test_app_atlas import room
 
 import interp
-from interp.app import influence as app_influence
 from interp.app.corpus import read_corpus
 from interp.heads import HeadSet
-from interp.interventions.log import Log
 from interp.probes.influence import attention_influence
 
 OUTPUTS = {"run.json", "losses.jsonl", "influence.csv", "kept.jsonl"}
@@ -295,78 +284,3 @@ class TestRefusals:
         line = refused(*command[:-1], *changed, "--out", whole)
         assert says(line, "holds another influence of texts", said, "--out")
         assert files_of(whole) == before
-
-
-class TestStops:
-    """After any stop the same command finishes, to the same bytes."""
-
-    def test_a_complete_table_is_left_as_it_is(self, command, whole):
-        before = files_of(whole)
-        ended = run(*command, whole)
-        assert (ended.code, ended.out) == (0, f"{whole / 'influence.csv'}\n")
-        assert says(ended.err, "complete")
-        assert files_of(whole) == before
-
-    @pytest.mark.parametrize("lost", ["influence.csv", "kept.jsonl"])
-    def test_a_lost_output_is_made_again(self, lost, command, whole, tmp_path):
-        lacking = copy(whole, tmp_path / "lacking")
-        (lacking / lost).unlink()
-        made(*command, lacking)
-        assert same(lacking, whole)
-
-    @pytest.mark.parametrize("n_bytes", [10, 1_000, 4_000])
-    def test_a_full_disk(self, n_bytes, command, whole, tmp_path):
-        with room(n_bytes):
-            line = refused(*command, tmp_path / "out")
-        assert says(line, "File too large", str(tmp_path / "out"))
-        made(*command, tmp_path / "out")
-        assert same(tmp_path / "out", whole)
-
-    @pytest.mark.parametrize(
-        ("where", "name", "calls"),
-        [
-            (app_influence, "write_run", 0),
-            (Log, "add", 0),
-            (Log, "add", 4),
-            (app_influence, "ranked", 0),
-            (app_influence, "write_whole", 1),
-            (app_influence, "write_run", 1),
-        ],
-    )
-    def test_ctrl_c(self, where, name, calls, command, whole, tmp_path, monkeypatch):
-        done = []
-
-        def interrupted(*args, **kwargs):
-            done.append(name)
-            if len(done) > calls:
-                raise KeyboardInterrupt
-            return own(*args, **kwargs)
-
-        own = getattr(where, name)
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, interrupted)
-            ended = run(*command, tmp_path / "out")
-        assert (ended.code, ended.out) == (130, "")
-        assert says(only_line(ended.err), "Interrupted", "run the same command")
-        made(*command, tmp_path / "out")
-        assert same(tmp_path / "out", whole)
-
-    def test_a_kill_in_a_process(self, command, whole, tmp_path):
-        with subprocess.Popen(
-            [*PROGRAM, *map(str, command), tmp_path / "out"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=hears_ctrl_c,
-        ) as process:
-            wait_for(tmp_path / "out", "losses.jsonl", process)
-            process.send_signal(signal.SIGKILL)
-        made(*command, tmp_path / "out")
-        assert same(tmp_path / "out", whole)
-
-
-def same(folder, whole):
-    """Whether two folders have the same table and the same texts kept."""
-    return all(
-        (folder / name).read_bytes() == (whole / name).read_bytes()
-        for name in ("influence.csv", "kept.jsonl", "losses.jsonl")
-    )

@@ -148,9 +148,9 @@ class _Sample:
         n_workers = n_workers if bias is None or bias.shape[1] > 1 else 0
         done = workers.run(self._work, jobs, n_workers)
         for (heads, _), (of_key, of_value, of_sinks) in zip(jobs, done, strict=True):
-            kv_head = heads.start // self.call.group_size
-            self.found.key[0, kv_head] += of_key
-            self.found.value[0, kv_head] += of_value
+            kv_heads = row_blocks.keys_of(self.call, heads)
+            self.found.key[0, kv_heads] += of_key
+            self.found.value[0, kv_heads] += of_value
             if self.found.score.sink_logits is not None:
                 self.found.score.sink_logits[heads] += of_sinks
 
@@ -158,26 +158,31 @@ class _Sample:
         """Slopes of the job's keys, values and learned sinks."""
         heads, blocks = job
         call, dtype, scale = self.call, self.call.dtype, self.call.score.scale
-        kv_head = heads.start // call.group_size
-        key, value = call.key[0, kv_head].to(dtype), call.value[0, kv_head].to(dtype)
+        kv_heads = row_blocks.keys_of(call, heads)
+        key, value = (t[0, kv_heads].to(dtype) for t in (call.key, call.value))
         of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
-        of_sinks = key.new_zeros(call.group_size)
+        of_sinks = key.new_zeros(heads.stop - heads.start)
+
+        def grouped(rows: Tensor) -> Tensor:
+            return row_blocks.of_groups(rows.to(dtype), len(key))
+
         for q0, q1 in blocks:
             k0, k1 = call.mask.span(q0, q1)
             if k0 == k1:
                 continue
             box = q0, q1, k0, k1
             block = Block(self.sample, heads, box, call.mask, key.device)
-            query = call.query[0, heads, q0:q1].to(dtype).flatten(0, 1)
-            slope = self.slope[heads, q0:q1].to(dtype).flatten(0, 1)
-            weights = _Weights(call, block, key[k0:k1], self.edits)
-            of_value[k0:k1].addmm_(weights.used.flatten(0, 1).T, slope)
-            slope = (slope @ value[k0:k1].T).view(weights.used.shape)
+            query = grouped(call.query[0, heads, q0:q1])
+            slope = grouped(self.slope[heads, q0:q1])
+            weights = _Weights(call, block, key[:, k0:k1], self.edits)
+            of_value[:, k0:k1].baddbmm_(grouped(weights.used).mT, slope)
+            slope = (slope @ value[:, k0:k1].mT).view(weights.used.shape)
             slope = weights.back(slope, of_sinks, self.found.score.position_bias)
-            slope = slope.flatten(0, 1)
-            of_key[k0:k1].addmm_(slope.T, query, alpha=scale)
-            of_query = (slope @ key[k0:k1]).mul_(scale)
-            self.found.query[0, heads, q0:q1] = of_query.unflatten(0, (-1, q1 - q0))
+            slope = grouped(slope)
+            of_key[:, k0:k1].baddbmm_(slope.mT, query, alpha=scale)
+            of_query = (slope @ key[:, k0:k1]).mul_(scale)
+            room = self.found.query[0, heads, q0:q1]
+            room.copy_(of_query.view(room.shape))
         return of_key, of_value, of_sinks
 
 
@@ -192,12 +197,13 @@ class _Weights:
         self,
         call: AttentionCall,
         block: Block,
-        key: Float[Tensor, "key d"],
+        key: Float[Tensor, "kv_head key d"],
         edits: Sequence[Edit],
     ) -> None:
         self.block, self.softcap = block, call.score.softcap
         q0, q1, k0, k1 = block.box
-        logits = key.new_empty(call.group_size, q1 - q0, k1 - k0)
+        heads = call.group_size * len(key)
+        logits = key.new_empty(heads, q1 - q0, k1 - k0)
         row_blocks.products(call, block, key, logits)
         self.capped = None if self.softcap is None else logits.clone()
         if call.score.position_bias is not None:

@@ -1,7 +1,7 @@
 """Some queries against all the keys that they may see: logits and weights in hand.
 
-A block holds one group of heads. What is made of a call block by block is exact under
-any rule, and takes linear memory.
+A block holds one group of heads, or several that are small. What is made of a call
+block by block is exact under any rule, and takes linear memory.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ WORTH_A_WORKER = 1 << 21
 """Weights that pay for a worker more."""
 
 Job = tuple[slice, list[tuple[int, int]]]
-"""A group of heads, and some of its blocks of queries."""
+"""Whole groups of heads, and some of their blocks of queries."""
 
 
 def jobs(call: AttentionCall, share: int = 1) -> tuple[list[Job], int]:
@@ -38,7 +38,7 @@ def jobs(call: AttentionCall, share: int = 1) -> tuple[list[Job], int]:
             those of a forward pass.
 
     Returns:
-        The jobs, as many for each group of heads, group after group; and how many
+        The jobs, as many for each range of heads, range after range; and how many
         workers they are for, 0 for none.
     """
     on_cpu = call.query.device.type == "cpu"
@@ -47,29 +47,43 @@ def jobs(call: AttentionCall, share: int = 1) -> tuple[list[Job], int]:
     most = max(ELEMENTS["cpu" if on_cpu else "cuda"] // (width * share), 1)
     step = min(most, max(ROWS, NEAR_CORE // width)) if on_cpu else most
     blocks = [(q0, min(q0 + step, n_queries)) for q0 in range(0, n_queries, step)]
+    near = NEAR_CORE // width if on_cpu else most
+    heads = call.group_size * max(near // max(min(step, n_queries), 1), 1)
     pairs = call.n_heads * n_queries * n_keys
     n_workers = min(torch.get_num_threads(), 1 + pairs // (2 * WORTH_A_WORKER))
     stripes = max(min(n_workers, len(blocks)), 1) if on_cpu else 1
-    groups = range(0, call.n_heads, call.group_size)
     found = [
-        (slice(first, first + call.group_size), blocks[stripe::stripes])
-        for first in groups
+        (slice(first, min(first + heads, call.n_heads)), blocks[stripe::stripes])
+        for first in range(0, call.n_heads, heads)
         for stripe in range(stripes)
     ]
     return found, n_workers if on_cpu else 0
 
 
+def keys_of(call: AttentionCall, heads: slice) -> slice:
+    """The key heads of whole groups of heads."""
+    return slice(heads.start // call.group_size, heads.stop // call.group_size)
+
+
+def of_groups(
+    rows: Float[Tensor, "head query d"], n_groups: int
+) -> Float[Tensor, "group row d"]:
+    """The rows of each group's heads, one head under the other."""
+    return rows.unflatten(0, (n_groups, -1)).flatten(1, 2)
+
+
 def products(
     call: AttentionCall,
     block: Block,
-    key: Float[Tensor, "key d"],
+    key: Float[Tensor, "kv_head key d"],
     out: Float[Tensor, "head query key"],
 ) -> None:
     """Writes the products of queries and keys, scaled and capped, without a bias."""
     q0, q1, _, _ = block.box
     score = call.score
     query = call.query[0, block.heads, q0:q1].to(call.dtype) * score.scale
-    torch.mm(query.flatten(0, 1), key.T, out=out.view(-1, len(key)))
+    out_of_groups = out.view(len(key), -1, key.shape[1])
+    torch.bmm(of_groups(query, len(key)), key.mT, out=out_of_groups)
     if score.softcap is not None:
         out.div_(score.softcap).tanh_().mul_(score.softcap)
 

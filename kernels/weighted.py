@@ -98,12 +98,11 @@ class _Sample:
         """Fills output and lse; the statistics' arrays `[1, head, ...]`."""
         jobs, n_workers = row_blocks.jobs(self.call)
         done = workers.run(self._work, jobs, n_workers)
-        n_groups = self.call.key.shape[1]
-        stripes = len(jobs) // n_groups
+        stripes = sum(heads == jobs[0][0] for heads, _ in jobs)
         by_heads = []
-        for index in range(n_groups):
-            heads = jobs[index * stripes][0]
-            first, *others = done[index * stripes : (index + 1) * stripes]
+        for index in range(0, len(jobs), stripes):
+            heads = jobs[index][0]
+            first, *others = done[index : index + stripes]
             for other in others:
                 for part, rest in zip(first, other, strict=True):
                     part.merge(rest)
@@ -134,31 +133,32 @@ class _Sample:
     def _work(self, job: row_blocks.Job) -> list[Accumulator]:
         heads, blocks = job
         call = self.call
-        kv_head = heads.start // call.group_size
-        key = call.key[0, kv_head].to(call.dtype)
-        value = call.value[0, kv_head].to(call.dtype)
+        kv_heads = row_blocks.keys_of(call, heads)
+        key = call.key[0, kv_heads].to(call.dtype)
+        value = call.value[0, kv_heads].to(call.dtype)
         parts = tiled.accumulators(self.kinds, self.lse[heads], call.mask.key_length)
         size = max((q1 - q0 for q0, q1 in blocks), default=0)
-        buffers = [key.new_empty(call.group_size * size * len(key)) for _ in range(2)]
+        n_heads = heads.stop - heads.start
+        buffers = [key.new_empty(n_heads * size * key.shape[1]) for _ in range(2)]
         for q0, q1 in blocks:
             k0, k1 = call.mask.span(q0, q1)
             if k0 == k1:
                 continue
-            shape = call.group_size, q1 - q0, k1 - k0
+            shape = n_heads, q1 - q0, k1 - k0
             logits, weights = (
                 b[: shape[0] * shape[1] * shape[2]].view(shape) for b in buffers
             )
             box = q0, q1, k0, k1
             block = Block(self.sample, heads, box, call.mask, key.device)
-            may_be_blind = self._scores(block, key[k0:k1], logits)
+            may_be_blind = self._scores(block, key[:, k0:k1], logits)
             sinks = None if self.sink is None else self.sink[heads]
             lse = row_blocks.normalize(logits, sinks, may_be_blind, weights)
             self.lse[heads, q0:q1] = lse
             for edit in self.edits:
                 edit.change_weights(weights, block)
             as_scored = all(edit.keeps_softmax for edit in self.edits)
-            flat = weights.flatten(0, 1) @ value[k0:k1]
-            self.output[heads, q0:q1] = flat.view(shape[0], shape[1], -1)
+            of_groups = weights.view(len(key), -1, k1 - k0) @ value[:, k0:k1]
+            self.output[heads, q0:q1] = of_groups.view(*shape[:2], -1)
             self._gather(heads, box, weights)
             if parts:
                 known = any(isinstance(s, d.Entropy) for s in self.kinds)

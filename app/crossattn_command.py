@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from interp.app.options import Device, Dtype, Names, Reference, folder_for, split, typed
+from interp.app.options import (
+    Device,
+    Dtype,
+    Names,
+    Reference,
+    folder_for,
+    lengths,
+    split,
+    typed,
+)
 from interp.app.progress import make_shown
 
 
@@ -36,6 +45,9 @@ def crossattn(
     masks: Annotated[
         int, typer.Option(min=1, help="Random masks of a perturbation of sound.")
     ] = 200,
+    segments: Annotated[
+        str, typer.Option(help="Superpixels of 5 s of sound, each size in turn.")
+    ] = "200,250,300",
     steps: Annotated[
         int, typer.Option(min=1, help="Points of integrated gradients over sound.")
     ] = 5,
@@ -62,7 +74,12 @@ def crossattn(
         given=given,
         out=out or folder_for("crossattn", model),
         methods=named(split("--methods", methods)),
-        options=Options(steps=steps, masks=masks, seed=seed),
+        options=Options(
+            steps=steps,
+            masks=masks,
+            segments=tuple(lengths(segments, "--segments")),
+            seed=seed,
+        ),
         text=written,
         max_tokens=max_tokens,
         faithfulness=faithfulness,

@@ -53,19 +53,19 @@ def split(option: str, names: str | None) -> list[str] | None:
     return found
 
 
-def lengths(tokens: str) -> list[int]:
-    """The numbers that `--tokens` was given.
+def lengths(tokens: str, option: str = "--tokens") -> list[int]:
+    """The numbers that an option was given.
 
     Raises:
         InputError: One of them is no whole number from 2 on.
     """
-    return [_whole(part) for part in split("--tokens", tokens) or []]
+    return [_whole(option, part) for part in split(option, tokens) or []]
 
 
-def _whole(text: str) -> int:
+def _whole(option: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise InputError(
-            f"--tokens takes whole numbers from 2 on; got {text!r}. Write it as "
+            f"{option} takes whole numbers from 2 on; got {text!r}. Write it as "
             "512,1024."
         )
     return int(text)

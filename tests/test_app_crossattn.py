@@ -37,6 +37,8 @@ def test_wrong_arguments_end_in_one_line_with_a_remedy(folder, tmp_path):
         refused("crossattn", folder, "w5", "--methods", "gradients"), "'gradient'"
     )
     assert says(refused("crossattn", folder, "gone.txt"), "does not exist")
+    few = refused("crossattn", folder, "w5", "--segments", "1,9")
+    assert says(few, "--segments takes whole numbers from 2 on")
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,8 @@ def test_every_cell_of_a_selectable_map_has_a_mark_at_its_layer_and_head():
         (layer, head) for layer in range(3) for head in range(2)
     ]
     assert marks.marker.opacity == 0
+    assert marks.marker.color.tolist() == list(range(6))
+    assert "%{marker.color" in marks.hovertemplate[0]
 
 
 def test_chosen_heads_are_framed():

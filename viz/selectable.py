@@ -1,7 +1,9 @@
 """Marks over cells, so that a click or a lasso can choose them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
@@ -20,8 +22,8 @@ def selectable(figure: go.Figure, array: xr.DataArray) -> go.Figure:
         array: What it shows, over (layer, head).
 
     Returns:
-        The same figure, with an unseen mark on every cell; its `x` is the layer, its
-        `y` the head.
+        The same figure, with an unseen mark on every cell, which says what the cell
+        said; its `x` is the layer, its `y` the head.
 
     Raises:
         InputError: Not a labelled array.
@@ -29,18 +31,32 @@ def selectable(figure: go.Figure, array: xr.DataArray) -> go.Figure:
     """
     array = require(array, ("layer", "head"), "selectable")
     layers, heads = index(array, "layer"), index(array, "head")
-    unseen = {"opacity": 0}
-    return figure.add_scatter(
+    unseen: dict[str, Any] = {"opacity": 0}
+    cells: Any = figure.data[0]
+    values = array.values.astype(np.float32).ravel()
+    told = cells.hovertemplate.replace("%{z", "%{marker.color")
+    silent = "<b>L%{x}.H%{y}</b><br>no value<extra></extra>"
+    figure.add_scatter(
         x=[int(layer) for layer in layers for _ in heads],
         y=[int(head) for _ in layers for head in heads],
         mode="markers",
-        marker={"symbol": "square", "size": 12, "opacity": 0},
+        # Of marks that overlap, plotly takes the last: they must be smaller than cells.
+        marker={"size": 1, "opacity": 0, "color": values},
         selected={"marker": unseen},
         unselected={"marker": unseen},
-        hoverinfo="none",
+        text=_by_layer(cells.text),
+        customdata=_by_layer(cells.customdata),
+        hovertemplate=[told if known else silent for known in np.isfinite(values)],
         showlegend=False,
         name="",
     )
+    # The nearest mark, however far, so that all of a cell can be clicked.
+    return figure.update_layout(hoverdistance=-1)
+
+
+def _by_layer(told: Sequence | np.ndarray | None) -> list | None:
+    """What cells say, `[head, layer]`, in the order of the marks."""
+    return None if told is None else np.array(told).T.ravel().tolist()
 
 
 def framed(figure: go.Figure, heads: Iterable[tuple[int, int]]) -> go.Figure:

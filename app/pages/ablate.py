@@ -53,7 +53,7 @@ def render(reading: Reading) -> None:
     with left, section():
         _map(reading, array, by, chosen)
     with right:
-        asked = _asked(str(chosen))
+        asked = _asked(reading, str(chosen))
     with section(f"Without {len(chosen)} head{'s' if len(chosen) > 1 else ''}"):
         effect(reading, asked, "ablation")
     with section("What the model says"):
@@ -186,7 +186,7 @@ def _map(reading: Reading, array: xr.DataArray, by: str, chosen: HeadSet) -> Non
     )
 
 
-def _asked(heads: str) -> Asked:
+def _asked(reading: Reading, heads: str) -> Asked:
     task = selection.choose("Task", TASKS, "task", "nll")
     modes = st.pills(
         "Taken out by",
@@ -202,7 +202,7 @@ def _asked(heads: str) -> Asked:
         task,
         cast(Any, tuple(modes)) or ("zero",),
         None if controls == "20" else 0,
-        int(st.session_state.get("tokens", TOKENS)),
+        reading.max_tokens or TOKENS,
     )
 
 

@@ -37,7 +37,9 @@ def render(reading: Reading) -> None:
     ]
     if not names:
         raise InputError("The two have no detector in common. Choose others.")
-    by = selection.choose("Detector", names, "by", "induction")
+    # Induction is read from random tokens, which are the same for every text.
+    usual = "sinks" if way == WAYS[0] else "induction"
+    by = selection.choose("Detector", names, "by", usual)
     first, second = (
         each.heads[by].transpose("layer", "head") for each in (reading, other)
     )

@@ -9,7 +9,7 @@ from interp.app.explorer import selection
 from interp.app.explorer.ablations import Asked
 from interp.app.explorer.charts import chart, downloads, explain
 from interp.app.explorer.page import Page, note, section
-from interp.app.explorer.readings import Reading
+from interp.app.explorer.readings import TOKENS, Reading
 from interp.app.pages.ablate import effect
 from interp.app.pages.long_map import SINKS, map_of, window_chart
 from interp.app.pages.overview import detector_map
@@ -52,7 +52,8 @@ def render(reading: Reading) -> None:
     with section("Where it is strongest"):
         _examples(reading, head, by)
     with section("What is lost without it"):
-        effect(reading, Asked(str(head)), "head-ablation")
+        asked = Asked(str(head), n_tokens=reading.max_tokens or TOKENS)
+        effect(reading, asked, "head-ablation")
 
 
 def _profiles(reading: Reading, head: HeadId) -> None:

@@ -118,3 +118,26 @@ def beckett() -> Path:
     from interp import catalog
 
     return catalog.fetch("beckett") / "beckett.wav"
+
+
+@pytest.fixture(scope="session")
+def lighthouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the default model's trace of a short text, with query and key."""
+    import interp
+    from interp.capture import Capture
+    from interp.tasks.reading import shipped
+
+    path = tmp_path_factory.mktemp("traced") / "lighthouse"
+    model = interp.load("smollm2-135m", device="cpu")
+    everything = Capture(vectors=True)
+    interp.trace(model, shipped(), max_tokens=48, capture=everything, out=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser, for the tests of a module."""
+    from explorer_browser import browser
+
+    with browser() as started:
+        yield started

@@ -1,6 +1,9 @@
 """A real explorer and a real browser, for the tests that are marked `app`."""
 
+import csv
+import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -128,6 +131,58 @@ def page(started, address: str, dark: bool = False, **options) -> Iterator:
         yield found
     finally:
         context.close()
+
+
+def pixel(found, chart: int, x: float, y: float) -> tuple[float, float]:
+    """Where plotly draws a point of a chart, once the chart is in the window."""
+    at = """(plot, [x, y]) => {
+        plot.scrollIntoView({block: "center"})
+        const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect()
+        return [box.left + xaxis._offset + xaxis.l2p(x),
+                box.top + yaxis._offset + yaxis.l2p(y)]
+    }"""
+    return tuple(found.locator(".js-plotly-plot").nth(chart).evaluate(at, [x, y]))
+
+
+def click(found, chart: int, x: float, y: float) -> None:
+    """Click a point of a chart."""
+    found.mouse.click(*pixel(found, chart, x, y))
+
+
+def drag(found, chart: int, *points: tuple[float, float]) -> None:
+    """Draw a box or a lasso through points of a chart."""
+    first, *others = [pixel(found, chart, *each) for each in points]
+    found.mouse.move(*first)
+    found.mouse.down()
+    for each in others:
+        found.mouse.move(*each, steps=6)
+    found.mouse.up()
+
+
+def downloaded(found, label: str, index: int = 0) -> bytes:
+    """The file behind a button, the first unless another is meant.
+
+    Tables have a button of Streamlit's own, "Download as CSV", which is not meant.
+    """
+    name = re.compile(rf"^(download )?{label}$")
+    with found.expect_download() as waiting:
+        found.get_by_role("button", name=name).nth(index).click()
+    return waiting.value.path().read_bytes()
+
+
+def table(found, index: int = 0) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    text = downloaded(found, "CSV", index).decode()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def choose(found, label: str, option: str) -> None:
+    """Choose an option of a box by keys."""
+    box = found.get_by_role("combobox", name=label, exact=True)
+    box.click()
+    box.fill(option)
+    found.get_by_role("option", name=option, exact=True).first.wait_for()
+    box.press("Enter")
 
 
 def settled(found, text: str) -> None:

@@ -1,9 +1,15 @@
 """Thirty strings that want out of their place, as tokens of a text."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
+from tiny_models import tiny
+
+import interp
+from interp.capture import Capture
 
 HOSTILE = (
     "<script>window.hacked=1</script>",
@@ -48,3 +54,19 @@ def with_tokens(atlas: xr.DataTree, tokens: Sequence[str]) -> xr.DataTree:
     words[:count] = np.array(mixed[:count], dtype=object)
     atlas["text_0"] = xr.DataTree(text.assign_coords(token_text=("token", words)))
     return atlas
+
+
+class Speaking:
+    """A tokenizer whose vocabulary are these strings."""
+
+    def batch_decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """A string for each row of one token."""
+        return [HOSTILE[row[0] - 3] for row in rows]
+
+
+def trace_of_hostile_tokens(out: Path) -> None:
+    """A store of a tiny model's trace, with all that can be recorded."""
+    ids = torch.arange(3, 3 + len(HOSTILE))[None]
+    everything = Capture(vectors=True)
+    model = tiny("llama")[0]
+    interp.trace(model, ids, tokenizer=Speaking(), capture=everything, out=out)

@@ -131,6 +131,7 @@ def _show(found: Ablation, key: str) -> None:
                 source="Paired by item, as the effect's interval is.",
                 table=items.to_dataframe(name="value").reset_index(),
                 python=lines,
+                title=False,
             )
     st.download_button(
         "The whole report",

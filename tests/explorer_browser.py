@@ -186,10 +186,11 @@ def choose(found, label: str, option: str) -> None:
 
 
 def settled(found, text: str) -> None:
-    """Wait until the page shows a text, and all of it is drawn."""
+    """Wait until the page shows a text, all is drawn, and no job is waited for."""
     found.get_by_text(text).first.wait_for()
     found.wait_for_function(
         "() => document.querySelector('.stApp')"
         ".getAttribute('data-test-script-state') === 'notRunning'"
         " && !document.querySelector('[data-testid=stSkeleton]')"
+        " && !document.querySelector('[data-testid=stProgress]')"
     )

@@ -142,6 +142,21 @@ _ENTRIES = {
             licence="MIT",
             description="10 s of English speech, 16 kHz mono",
         ),
+        CatalogEntry(
+            name="two-cities",
+            files=(
+                Packaged(
+                    package="moonshine-voice",
+                    version="0.1.5",
+                    file="two_cities.wav",
+                    sha256="f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
+                    size_bytes=4_260_326,
+                ),
+            ),
+            form="audio",
+            licence="MIT",
+            description="44 s of English prose read aloud, 48 kHz mono",
+        ),
     )
 }
 

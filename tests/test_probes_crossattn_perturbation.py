@@ -187,3 +187,11 @@ def test_without_noise_few_masks_say_what_many_do():
         assert seen < wanted - 0.03
         assert seen == pytest.approx(wanted * found["ceiling"].item(), abs=0.03)
         assert low < wanted < high
+
+
+def test_halves_with_nothing_in_common_free_nothing():
+    rng = np.random.default_rng(3)
+    half = rng.standard_normal((1, 6, 50))
+    found = agreement_of(rng.gamma(1, size=(6, 50)), np.concatenate([half, -half]))
+    for name in ("ceiling", "without_noise", "without_noise_interval"):
+        assert found[name].isnull().all()

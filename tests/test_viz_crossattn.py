@@ -18,6 +18,7 @@ from interp.viz.crossattn import findings, page
 from interp.viz.crossattn_curves import agreement_plot, curve_plot
 from interp.viz.crossattn_figures import aligned, token_by_token
 from interp.viz.crossattn_tables import agreement_rows, measures
+from interp.viz.numbers import percent
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -186,3 +187,14 @@ def test_a_perturbation_is_judged_without_the_noise_of_its_masks(free, says):
         low, high = PUBLISHED[0]["low"], PUBLISHED[0]["high"]
         where = "within" if low <= free <= high else "outside"
         assert f"ours lies {where} it" in freed.sentence
+
+
+def test_integrated_gradients_that_miss_their_sum_are_said_to():
+    tree = hand_crossattn("speech", n=1)
+    node = tree["utterance_0"].to_dataset()
+    for miss, is_said in ((0.05, False), (0.6, True)):
+        node["completeness_error"] = miss * abs(node["completeness_gap"])
+        tree["utterance_0"] = xr.DataTree(node)
+        said = [each for each in findings(tree) if "--steps" in each.sentence]
+        assert bool(said) == is_said
+        assert not is_said or percent(0.6) in said[0].headline

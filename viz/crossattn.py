@@ -28,14 +28,18 @@ from interp.viz.crossattn_tables import (
     between,
     error_rows,
     measures,
+    missed_of_sum,
 )
 from interp.viz.embed import FigureBook
 from interp.viz.findings import Finding
 from interp.viz.maps import head_map
-from interp.viz.numbers import decimals, number
+from interp.viz.numbers import decimals, number, percent
 from interp.viz.page import compose
 from interp.viz.sections import provenance
 from interp.viz.tokens import visible
+
+CONVERGED = 0.2
+"""Share of their sum that integrated gradients may miss without being said to."""
 
 UTTERANCES = 6
 """Utterances that are drawn and can be heard; the others stay in the store."""
@@ -134,6 +138,16 @@ def findings(tree: xr.DataTree) -> Iterator[Finding]:
                 "side by side.",
                 "agreement",
             )
+    missed = missed_of_sum(tree)
+    if missed > CONVERGED:
+        yield Finding(
+            f"Integrated gradients miss {percent(missed)}",
+            "Over the input they should add up to what all of it changes, and miss "
+            f"{percent(missed)} of that (median over tokens): there are too few points "
+            "on the way to the baseline. Read them with care, or take more with "
+            "--steps.",
+            "faithfulness",
+        )
     if "faithfulness" in tree.children:
         yield _faithful(tree["faithfulness"].to_dataset(), method)
 

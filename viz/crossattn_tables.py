@@ -112,6 +112,23 @@ def error_rows(tree: xr.DataTree) -> Iterator[Part]:
             yield {"what": what, "value": percent(float(np.median(known)))}
 
 
+def missed_of_sum(tree: xr.DataTree) -> float:
+    """What integrated gradients over the input miss of their sum, median over tokens.
+
+    A fraction; 0 where there are none.
+    """
+    shares = []
+    for name in utterances(tree):
+        node = tree[name].to_dataset()
+        if "completeness_error" in node:
+            error, whole = (
+                node[f"completeness_{what}"].sel(space="input").values
+                for what in ("error", "gap")
+            )
+            shares += (error / np.abs(whole)).tolist()
+    return float(np.nanmedian(shares)) if shares else 0.0
+
+
 def at(one: xr.Dataset, name: str, measure: str) -> float:
     """A number of one saliency, in one measure."""
     return one[name].sel(measure=measure).item()

@@ -245,29 +245,44 @@ def _without_noise(
     observed = tokens["overall"].sel({"method": "perturbation", "measure": "pearson"})
     pair = xr.concat([observed, tokens["halves"]], "of", coords="minimal")
     pair = pair.drop_vars(["method", "measure"], errors="ignore")
-    n = pair.sizes["token"]
+    n_tokens = pair.sizes["token"]
     rng = np.random.default_rng(options["seed"])
-    drawn = rng.integers(0, n, (options["resamples"], n))
+    drawn = rng.integers(0, n_tokens, (options["resamples"], n_tokens))
     share = weights.values[drawn] / weights.values[drawn].sum(1, keepdims=True)
     rows = pair.transpose("of", "space", "token").values
     means = (rows[:, :, drawn] * share).sum(-1)  # [of, space, draw]
     whole = (rows * weights.values).sum(-1) / weights.values.sum()
     tail = (1 - options["level"]) / 2
-    bounds = np.nanquantile(_freed(*means), [tail, 1 - tail], axis=-1)
+    freed, drawn_free = _freed(*whole), _freed(*means)
+    if len(freed) > 1:  # what the encoder mixes: with its outputs less with the input
+        freed = np.append(freed, freed[1] - freed[0])
+        drawn_free = np.vstack([drawn_free, drawn_free[1] - drawn_free[0]])
+    bounds = np.nanquantile(drawn_free, [tail, 1 - tail], axis=-1).T
+    bounds[np.isnan(freed)] = np.nan
     attrs = {"units": "1", "source": "Spearman 1904, 1910; Brown 1910"}
     says = "correlation with the saliency by perturbation, without its noise"
     own = attrs | {"long_name": says}
     bound = {"bound": np.array(["low", "high"], dtype=object)}
-    return {
+    n = pair.sizes["space"]
+    mixing = {}
+    if len(freed) > n:
+        says = attrs | {"long_name": "context mixing, without the noise of the masks"}
+        mixing = {
+            "mixing_without_noise": xr.DataArray(freed[n], attrs=says),
+            "mixing_without_noise_interval": xr.DataArray(
+                bounds[n], bound, "bound", attrs=says
+            ),
+        }
+    return mixing | {
         "ceiling": xr.DataArray(
             _ceiling(whole[1]),
             dims="space",
             attrs=attrs
             | {"long_name": "largest correlation that the number of masks allows"},
         ),
-        "without_noise": xr.DataArray(_freed(*whole), dims="space", attrs=own),
+        "without_noise": xr.DataArray(freed[:n], dims="space", attrs=own),
         "without_noise_interval": xr.DataArray(
-            bounds.T, bound, ("space", "bound"), attrs=own
+            bounds[:n], bound, ("space", "bound"), attrs=own
         ),
     }
 

@@ -54,7 +54,7 @@ class Options:
     windows: int = 64
     masks: int = 200
     segments: tuple[int, ...] = SEGMENTS
-    cheap: int = 8
+    cheap: int = 12
     cheap_masks: int = 400
     fill: Fill = "silence"
     pool: str = "max"

@@ -11,6 +11,7 @@ from interp.probes.replications.activations import (
     MassiveActivationsFixed,
 )
 from interp.probes.replications.claim import Claim
+from interp.probes.replications.cross_attention import CrossAttentionIsHalf
 from interp.probes.replications.head_kinds import InductionAndEcho, LocalAndGlobal
 from interp.probes.replications.maps import (
     AdjacentLayers,
@@ -43,6 +44,7 @@ CLAIMS: dict[str, type[Claim]] = {
         KeysOverLayers,
         KeysOverSteps,
         SinkReweighting,
+        CrossAttentionIsHalf,
     )
 }
 """Every claim, in the order of tables."""

@@ -110,9 +110,9 @@ def downloads(
                 drawn = partial(image, figure, form, theme.PALETTES[mode()].card)
                 _button(form, key, drawn, mime, "" if can_draw() else MISSING)
         if page is not None:
-            _button("html", key, page, "text/html")
+            _button("html", key, partial(str, page), "text/html")
         _button("csv", key, partial(table.to_csv, index=False), "text/csv")
-        _button("py", key, python + "\n", "text/x-python")
+        _button("py", key, partial(str, f"{python}\n"), "text/x-python")
 
 
 def image(figure: go.Figure, form: str, paper: str) -> bytes:
@@ -149,7 +149,10 @@ def linked(source: str) -> Markup:
     )
 
 
-def _button(form: str, key: str, data: Any, mime: str, missing: str = "") -> None:
+def _button(
+    form: str, key: str, data: Callable[[], Any], mime: str, missing: str = ""
+) -> None:
+    """A file that is made when it is asked for: one made before may be gone by then."""
     names = {"png": "PNG", "svg": "SVG", "csv": "CSV", "py": "Python", "html": "HTML"}
     st.download_button(
         names[form],

@@ -135,7 +135,7 @@ def _show(found: Ablation, key: str) -> None:
             )
     st.download_button(
         "The whole report",
-        found.page,
+        lambda: found.page,
         f"{key}.html",
         "text/html",
         key=f"{key} report",

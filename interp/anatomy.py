@@ -23,7 +23,7 @@ _CROSS = re.compile(
     r"encoder_attn|EncDecAttention|crossattention|cross_attn|cross_attention"
     r"|encoder_decoder_attention"
 )
-_TOWER = re.compile(r"vision|visual|image|audio|speech|codec")
+_TOWER = re.compile(r"(?:^|[._])(?:vision|visual|image|audio|speech|codec)(?:[._]|$)")
 # Keywords that change which pairs exist in a way no mask or score rule states.
 _UNMODELED = ("indices", "block_indices", "sinks")
 

@@ -57,6 +57,11 @@ def watching(
             with_kwargs=True,
         )
         stack.callback(handle.remove)
+        # A part may be called by itself afterwards, of which nothing is known.
+        handle = module.register_forward_hook(
+            lambda *_: given.clear(), always_call=True
+        )
+        stack.callback(handle.remove)
         for site in sites:
             owner = module.get_submodule(site.module_name)
             padding = padding_name(module, site)
@@ -240,8 +245,9 @@ class _Watch(TorchFunctionMode):
 
     def _by_head(self, tensor: Tensor) -> Tensor:
         """`[batch, head, ...]`, of a tensor that may have both in one axis."""
-        n_heads = self.site.n_heads
-        n_batch = tensor.shape[0] if self.n_batch is None else self.n_batch
+        n_heads, n_batch = self.site.n_heads, self.n_batch
+        if n_batch is None:
+            n_batch = len(tensor) // n_heads if tensor.dim() == 3 else len(tensor)
         if tensor.dim() == 3 and tensor.shape[0] == n_batch * n_heads:
             return tensor.unflatten(0, (n_batch, n_heads))
         if tensor.dim() != 4 or tensor.shape[0] != n_batch or n_heads % tensor.shape[1]:

@@ -257,8 +257,10 @@ def _without_noise(
     if len(freed) > 1:  # what the encoder mixes: with its outputs less with the input
         freed = np.append(freed, freed[1] - freed[0])
         drawn_free = np.vstack([drawn_free, drawn_free[1] - drawn_free[0]])
+    unknown = np.isnan(freed)
+    drawn_free[unknown] = 0
     bounds = np.nanquantile(drawn_free, [tail, 1 - tail], axis=-1).T
-    bounds[np.isnan(freed)] = np.nan
+    bounds[unknown] = np.nan
     attrs = {"units": "1", "source": "Spearman 1904, 1910; Brown 1910"}
     says = "correlation with the saliency by perturbation, without its noise"
     own = attrs | {"long_name": says}

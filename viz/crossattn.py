@@ -102,13 +102,14 @@ def findings(tree: xr.DataTree) -> Iterator[Finding]:
     value = at(one, "overall", "pearson")
     low, high = interval(one, "pearson")
     null = one["overall_null"].sel(measure="pearson").values
-    noisy = method == "perturbation" and "without_noise" in agreement
+    as_published = method == "perturbation"
+    noisy = as_published and "without_noise" in agreement
     yield Finding(
         f"r = {decimals(value)} with saliency",
         f"Mean attention of {_heads(tree)} correlates with the saliency by "
         f"{named(method, space)} with r = {decimals(value)} ({between(low, high)}); "
         f"rotated at random in time, with {between(*null)}."
-        + ("" if noisy else _beside_published(tree, value)),
+        + (_beside_published(tree, value) if as_published and not noisy else ""),
         "agreement",
     )
     if noisy:

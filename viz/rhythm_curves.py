@@ -113,7 +113,10 @@ def rhythm_curves(chain: xr.Dataset) -> go.Figure:
     if has_entropy:
         add(3, chain["entropy"], "entropy", theme.MARKS[3])
     figure.update_layout(
-        template=theme.template(), title="rhythm", height=110 + 150 * n_rows
+        template=theme.template(),
+        title="rhythm",
+        height=150 + 150 * n_rows,
+        margin={"t": 88},  # the legend has two lines
     )
     for row, name in enumerate(("waad", "fai", "entropy")[:n_rows], 1):
         short = {"waad": "WAAD", "fai": "FAI", "entropy": "entropy"}[name]

@@ -84,7 +84,8 @@ def test_attention_and_saliency_stand_on_the_axis_of_the_sound():
     assert attention.x.tolist() == pytest.approx([0.05 + i / 10 for i in range(10)])
     assert saliency.x.tolist() == attention.x.tolist()
     rows = node["saliency"].sel({"space": "input", "method": "perturbation"}).values
-    wanted = rows / rows.max(-1, keepdims=True)
+    wanted = rows - rows.min(-1, keepdims=True)
+    wanted /= wanted.max(-1, keepdims=True)
     np.testing.assert_allclose(saliency.z, wanted, rtol=1e-6)
     assert {axis.matches for axis in figure.select_xaxes()} <= {None, "x4"}
     assert figure.layout.xaxis4.title.text == "seconds"
@@ -198,3 +199,17 @@ def test_integrated_gradients_that_miss_their_sum_are_said_to():
         said = [each for each in findings(tree) if "--steps" in each.sentence]
         assert bool(said) == is_said
         assert not is_said or percent(0.6) in said[0].headline
+
+
+@pytest.mark.parametrize(
+    ("mixed", "says"), [(0.08, "0.08 more"), (-0.02, "no more than with that")]
+)
+def test_mixing_is_told_without_the_masks_noise(mixed, says):
+    tree = hand_crossattn("speech", n=1)
+    agreement = tree["agreement"].to_dataset()
+    agreement["without_noise"] = ("space", [0.5, 0.5 + mixed])
+    agreement["ceiling"] = ("space", [0.6, 0.6])
+    agreement["without_noise_interval"] = (("space", "bound"), [[0.4, 0.6]] * 2)
+    agreement["mixing_without_noise"] = mixed
+    tree["agreement"] = xr.DataTree(agreement)
+    assert any(says in each.sentence for each in findings(tree))

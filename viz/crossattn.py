@@ -128,17 +128,9 @@ def findings(tree: xr.DataTree) -> Iterator[Finding]:
             "heads",
         )
     if "coverage" in agreement:
-        covered = agreement["coverage"].sel({"method": method}).item()
-        mixed = agreement["context_mixing"].sel({"method": method}).item()
-        if np.isfinite(covered):
-            yield Finding(
-                f"{decimals(mixed)} lost to mixing",
-                f"With the saliency of encoder outputs the correlation is "
-                f"{decimals(covered)}, {decimals(mixed)} more than with that of the "
-                "input: so much of the gap is the encoder's, which mixes what stands "
-                "side by side.",
-                "agreement",
-            )
+        mixing = _mixing(agreement, method, noisy)
+        if mixing is not None:
+            yield mixing
     missed = missed_of_sum(tree)
     if missed > CONVERGED:
         yield Finding(
@@ -169,6 +161,33 @@ def _without_noise(tree: xr.DataTree, one: xr.Dataset) -> Finding:
         f"saliency of all of them by more than {decimals(ceiling)}. With masks without "
         f"end, r would be {decimals(free)} ({between(*bounds)})."
         + _beside_published(tree, free),
+        "agreement",
+    )
+
+
+def _mixing(agreement: xr.Dataset, method: str, noisy: bool) -> Finding | None:
+    """What the encoder mixes, without the masks' noise where that is known."""
+    covered = agreement["coverage"].sel({"method": method}).item()
+    mixed = agreement["context_mixing"].sel({"method": method}).item()
+    if noisy and "mixing_without_noise" in agreement:
+        covered = agreement["without_noise"].sel(space="states").item()
+        mixed = agreement["mixing_without_noise"].item()
+    if not np.isfinite(covered) or not np.isfinite(mixed):
+        return None
+    free = ", without the masks' noise," if noisy else ""
+    told = f"With the saliency of encoder outputs the correlation{free} is "
+    told += decimals(covered)
+    if mixed <= 0:
+        return Finding(
+            "Nothing lost to mixing",
+            f"{told}, no more than with that of the input: the encoder leaves things "
+            "where they are.",
+            "agreement",
+        )
+    return Finding(
+        f"{decimals(mixed)} lost to mixing",
+        f"{told}, {decimals(mixed)} more than with that of the input: so much of the "
+        "gap is the encoder's, which mixes what stands side by side.",
         "agreement",
     )
 

@@ -26,8 +26,8 @@ ATTENTION, SALIENCY = theme.MARKS[0], theme.MARKS[1]
 def aligned(utterance: xr.Dataset, method: str, space: str = "input") -> go.Figure:
     """Sound, spectrogram, attention and saliency on one axis, a row for each token.
 
-    Each row of the two maps is divided by its largest value. Texts have no sound: the
-    axis is then the tokens that were read.
+    Each row of the two maps runs from its smallest value to its largest. Texts have no
+    sound: the axis is then the tokens that were read.
 
     Args:
         utterance: A node of `interp.probes.crossattn.compare`.
@@ -59,7 +59,7 @@ def aligned(utterance: xr.Dataset, method: str, space: str = "input") -> go.Figu
         cells = go.Heatmap(
             x=place,
             y=np.arange(len(words)),
-            z=_by_largest(rows).astype(np.float32),
+            z=_stretched(rows).astype(np.float32),
             customdata=rows.astype(np.float32),
             text=[[word] * len(place) for word in words] if len(place) < 600 else None,
             zmin=0,
@@ -265,10 +265,13 @@ def _full_map(
     return times[:n_frames:step], pooled.mean((2, 4)).astype(np.float32)
 
 
-def _by_largest(rows: np.ndarray) -> np.ndarray:
-    filled = np.where(np.isfinite(rows), rows, 0)
-    largest = np.maximum(filled.max(-1, keepdims=True), np.finfo(np.float32).tiny)
-    return rows / largest
+def _stretched(rows: np.ndarray) -> np.ndarray:
+    """Each row from 0, its smallest value, to 1; NaN stays."""
+    least, most = (
+        reduce(rows, -1, keepdims=True, initial=start, where=np.isfinite(rows))
+        for reduce, start in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    return (rows - least) / np.maximum(most - least, np.finfo(np.float32).tiny)
 
 
 def _by_sum(row: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def load(
     extractor: Any = None
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
-    with _quiet():
+    with quiet():
         source, name = _locate(ref, tell)
         tell(f"loading {name}")
         if isinstance(source, Path) and source.is_file():
@@ -255,7 +255,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, place: torch.device) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the progress bars and notices of transformers off the screen meanwhile."""
     from transformers.utils import logging
 

@@ -13,7 +13,7 @@ from interp.audio import Sound, Window, read_sound, windows
 from interp.errors import InputError, UnsupportedModelError
 from interp.forward import evaluating
 from interp.inputs import prepare
-from interp.models import Model
+from interp.models import Model, quiet
 
 Kind = Literal["speech", "text", "decoder"]
 
@@ -225,7 +225,7 @@ def _written(
     languages = getattr(module.generation_config, "lang_to_id", None)
     options: dict[str, Any] = {"task": "transcribe"} if languages else {}
     room = (model.max_tokens or max_tokens + n_prompt) - n_prompt
-    with torch.no_grad(), evaluating(module):
+    with torch.no_grad(), evaluating(module), quiet():
         ids = module.generate(
             **inputs,
             max_new_tokens=min(max_tokens, room),

@@ -93,12 +93,9 @@ def area_rows(tree: xr.DataTree) -> Iterator[Part]:
 
 def error_rows(tree: xr.DataTree) -> Iterator[Part]:
     """What the methods themselves get wrong, by the quantity."""
-    gaps, noise = [], []
+    gaps, noise = _missed(tree), []
     for name in utterances(tree):
         node = tree[name].to_dataset()
-        if "completeness_error" in node:
-            whole = np.abs(node["completeness_gap"].values)
-            gaps += (node["completeness_error"].values / whole).ravel().tolist()
         if "monte_carlo_error" in node:
             saliency = node["saliency"].sel({"method": "perturbation"})
             error = node["monte_carlo_error"].mean("position")
@@ -117,16 +114,20 @@ def missed_of_sum(tree: xr.DataTree) -> float:
 
     A fraction; 0 where there are none.
     """
+    shares = _missed(tree, ["input"])
+    return float(np.nanmedian(shares)) if shares else 0.0
+
+
+def _missed(tree: xr.DataTree, spaces: Any = slice(None)) -> list[float]:
+    """Of every token, the share of their sum that integrated gradients miss."""
     shares = []
     for name in utterances(tree):
         node = tree[name].to_dataset()
         if "completeness_error" in node:
-            error, whole = (
-                node[f"completeness_{what}"].sel(space="input").values
-                for what in ("error", "gap")
-            )
-            shares += (error / np.abs(whole)).tolist()
-    return float(np.nanmedian(shares)) if shares else 0.0
+            own = node.sel(space=spaces)
+            missed = own["completeness_error"] / abs(own["completeness_gap"])
+            shares += missed.values.ravel().tolist()
+    return shares
 
 
 def at(one: xr.Dataset, name: str, measure: str) -> float:

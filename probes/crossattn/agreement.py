@@ -7,7 +7,12 @@ import numpy as np
 import xarray as xr
 
 from interp.probes.crossattn.measures import MEASURES, TOP, alike, rotated
-from interp.uncertainty import LEVEL, RESAMPLES, bootstrap_interval
+from interp.uncertainty import (
+    LEVEL,
+    RESAMPLES,
+    bootstrap_interval,
+    statistic_interval,
+)
 
 SOURCE = "Papi et al. 2025, arXiv:2509.18010"
 
@@ -245,44 +250,46 @@ def _without_noise(
     observed = tokens["overall"].sel({"method": "perturbation", "measure": "pearson"})
     pair = xr.concat([observed, tokens["halves"]], "of", coords="minimal")
     pair = pair.drop_vars(["method", "measure"], errors="ignore")
-    n_tokens = pair.sizes["token"]
-    rng = np.random.default_rng(options["seed"])
-    drawn = rng.integers(0, n_tokens, (options["resamples"], n_tokens))
-    share = weights.values[drawn] / weights.values[drawn].sum(1, keepdims=True)
     rows = pair.transpose("of", "space", "token").values
-    means = (rows[:, :, drawn] * share).sum(-1)  # [of, space, draw]
-    whole = (rows * weights.values).sum(-1) / weights.values.sum()
-    tail = (1 - options["level"]) / 2
-    freed, drawn_free = _freed(*whole), _freed(*means)
-    if len(freed) > 1:  # what the encoder mixes: with its outputs less with the input
-        freed = np.append(freed, freed[1] - freed[0])
-        drawn_free = np.vstack([drawn_free, drawn_free[1] - drawn_free[0]])
-    unknown = np.isnan(freed)
-    drawn_free[unknown] = 0
-    bounds = np.nanquantile(drawn_free, [tail, 1 - tail], axis=-1).T
-    bounds[unknown] = np.nan
+
+    def freed(tokens: np.ndarray) -> np.ndarray:
+        """Of each space; and what the encoder mixes, its outputs' less the input's."""
+        observed, halves = np.average(rows[:, :, tokens], -1, weights.values[tokens])
+        free = observed / _ceiling(halves)
+        return np.append(free, np.diff(free))
+
+    every = np.arange(pair.sizes["token"])
+    free = freed(every)
+    bounds = np.array(
+        [
+            statistic_interval(lambda own, n=n: freed(own)[n], len(every), **options)
+            if np.isfinite(value)
+            else (np.nan, np.nan)
+            for n, value in enumerate(free)
+        ]
+    )
     attrs = {"units": "1", "source": "Spearman 1904, 1910; Brown 1910"}
     says = "correlation with the saliency by perturbation, without its noise"
     own = attrs | {"long_name": says}
     bound = {"bound": np.array(["low", "high"], dtype=object)}
     n = pair.sizes["space"]
     mixing = {}
-    if len(freed) > n:
+    if len(free) > n:
         says = attrs | {"long_name": "context mixing, without the noise of the masks"}
         mixing = {
-            "mixing_without_noise": xr.DataArray(freed[n], attrs=says),
+            "mixing_without_noise": xr.DataArray(free[n], attrs=says),
             "mixing_without_noise_interval": xr.DataArray(
                 bounds[n], bound, "bound", attrs=says
             ),
         }
     return mixing | {
         "ceiling": xr.DataArray(
-            _ceiling(whole[1]),
+            _ceiling(np.average(rows[1], -1, weights.values)),
             dims="space",
             attrs=attrs
             | {"long_name": "largest correlation that the number of masks allows"},
         ),
-        "without_noise": xr.DataArray(freed[:n], dims="space", attrs=own),
+        "without_noise": xr.DataArray(free[:n], dims="space", attrs=own),
         "without_noise_interval": xr.DataArray(
             bounds[:n], bound, ("space", "bound"), attrs=own
         ),
@@ -292,7 +299,3 @@ def _without_noise(
 def _ceiling(halves: np.ndarray) -> np.ndarray:
     shared = np.where(halves > 0, halves, np.nan)
     return np.sqrt(2 * shared / (1 + shared))
-
-
-def _freed(observed: np.ndarray, halves: np.ndarray) -> np.ndarray:
-    return observed / _ceiling(halves)

@@ -48,9 +48,8 @@ class Sums:
 
         Cells that were never masked have saliency 0 and no known error (NaN).
         """
-        every = [range(HALVES)]
         count, first, second = (
-            _in_cells(sums, clusters, every)[0]
+            _in_cells(sums, clusters).sum(0)
             for sums in (self.count, self.first, self.second)
         )
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -61,27 +60,16 @@ class Sums:
 
     def halves(self, clusters: Sequence[np.ndarray]) -> np.ndarray:
         """The mean divergence `[half, token, ...]` by either half alone."""
-        each = [[half] for half in range(HALVES)]
-        count, first = (
-            _in_cells(sums, clusters, each) for sums in (self.count, self.first)
-        )
+        count, first = (_in_cells(sums, clusters) for sums in (self.count, self.first))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nan_to_num(first / count[:, None])
 
 
-def _in_cells(
-    sums: Sequence[np.ndarray],
-    clusters: Sequence[np.ndarray],
-    chosen: Sequence[Sequence[int]],
-) -> np.ndarray:
-    """`[choice, ...]`, what clusters have in the chosen halves, at each of their cells.
-
-    A sum over granularities.
-    """
-    return sum(
-        np.stack([each[[*halves]].sum(0) for halves in chosen])[..., own]
-        for each, own in zip(sums, clusters, strict=True)
-    )  # type: ignore[return-value]
+def _in_cells(sums: Sequence[np.ndarray], clusters: Sequence[np.ndarray]) -> np.ndarray:
+    """`[half, ...]`, what clusters have at each of their cells, over granularities."""
+    return np.sum(
+        [each[..., own] for each, own in zip(sums, clusters, strict=True)], axis=0
+    )
 
 
 def perturb(

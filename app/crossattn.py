@@ -28,7 +28,7 @@ from interp.audio import read_sound
 from interp.errors import InputError
 from interp.models import Model, load
 from interp.probes.crossattn import Options, compare
-from interp.probes.crossattn.utterances import MOST_TOKENS, kind_of
+from interp.probes.crossattn.utterances import LONGEST, MOST_TOKENS, kind_of
 from interp.tasks.reading import read_text
 
 TREE = "crossattn.zarr"
@@ -164,7 +164,7 @@ def read(
     """
     path = Path(given)
     if kind_of(model) == "speech":
-        sound = read_sound(path, begin, seconds)
+        sound = read_sound(path, begin, seconds, LONGEST)
         heard = hashlib.sha256(sound.samples.tobytes()).hexdigest()
         return sound, sound.name, f"{sound.rate} {heard}"
     if _is_file(path):
@@ -235,7 +235,9 @@ def words_of(tree: xr.DataTree) -> pd.DataFrame:
     tables = []
     for name in tree.children:
         if name.startswith("utterance_") and "words" in tree[name].children:
-            rows = tree[f"{name}/words"].to_dataset().to_dataframe()
+            # What is inherited would multiply every row by heads, frames, channels.
+            own = tree[name].children["words"].to_dataset(inherit=False)
+            rows = own.to_dataframe()
             begin = float(tree[name].attrs["begin"])
             rows["begin"], rows["end"] = rows["begin"] + begin, rows["end"] + begin
             tables.append(rows.assign(utterance=name))

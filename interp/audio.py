@@ -85,7 +85,10 @@ class Window:
 
 
 def read_sound(
-    path: str | Path, begin: float = 0.0, seconds: float | None = None
+    path: str | Path,
+    begin: float = 0.0,
+    seconds: float | None = None,
+    longest: float | None = None,
 ) -> Sound:
     """A WAV, FLAC, OGG or MP3 file, or a stretch of it; several channels are averaged.
 
@@ -93,10 +96,11 @@ def read_sound(
         path: The file.
         begin: Where the stretch begins, in seconds.
         seconds: How long it is; to the end of the file for None.
+        longest: Seconds that it may have; any number for None.
 
     Raises:
-        InputError: There is no such file, it is no audio, it ends before `begin`, or
-            nothing can be heard.
+        InputError: There is no such file, it is no audio, it ends before `begin`, it is
+            longer than `longest` (refused before it is read), or nothing can be heard.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,11 +108,16 @@ def read_sound(
     try:
         with soundfile.SoundFile(path) as file:
             rate, whole = file.samplerate, file.frames / file.samplerate
+            rest = max(whole - begin, 0)
+            stretch = rest if seconds is None else min(seconds, rest)
+            require_length(path.name, stretch, longest)
             file.seek(min(round(begin * rate), file.frames))
             frames = -1 if seconds is None else round(seconds * rate)
             # Block by block: of many channels only their mean is ever held.
             blocks = file.blocks(rate, frames=frames, dtype="float32", always_2d=True)
             parts = [block.mean(axis=1) for block in blocks]
+    except InputError:
+        raise
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise InputError(
             f"Audio was to be read from {path}; it is none that can be read "
@@ -121,6 +130,20 @@ def read_sound(
         )
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     return Sound(samples, rate, path.name, begin)
+
+
+def require_length(name: str, seconds: float, longest: float | None) -> None:
+    """Refuse what is too long.
+
+    Raises:
+        InputError: It is longer than `longest`.
+    """
+    if longest is not None and seconds > longest:
+        raise InputError(
+            f"{name} is {seconds:,.0f} s long; at most {longest:g} s are looked at at "
+            "once. Choose a stretch with --begin and --seconds, or "
+            "read_sound(path, begin=..., seconds=...)."
+        )
 
 
 def windows(model: Model, sound: Sound) -> Iterator[Window]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,8 @@ import transformers as hf
 import xarray as xr
 from command_line import made, refused, run, save, says
 from tiny_models import tiny, tiny_tokenizer
+
+from interp.probes.crossattn import METHODS
 
 RATE = 16_000
 
@@ -96,6 +99,18 @@ def test_a_recording_that_cannot_be_compared_is_refused(
     assert says(line, cause, remedy)
 
 
+def test_all_methods_of_a_recording_stand_on_one_page(listener, tmp_path):
+    path = recording(tmp_path / "a.wav", tone(0.5))
+    asked = ["crossattn", listener, path, "--written", "w4 w9 w33 w5"]
+    page = made(*asked, "--masks", 6, "--segments", "20", "--out", tmp_path / "out")
+    html = Path(page).read_text(encoding="utf-8")
+    for method in METHODS:
+        assert method.replace("_", " ") in html
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert set(METHODS) < set(curves["explanation"])
+    assert {f"{method}@states" for method in METHODS} < set(curves["explanation"])
+
+
 def test_a_stretch_of_a_long_8_bit_recording_of_six_channels(listener, tmp_path):
     path = recording(tmp_path / "a.wav", tone(30, channels=6), subtype="PCM_U8")
     asked = ["crossattn", listener, path, "--begin", 20, "--seconds", 1]
@@ -106,6 +121,9 @@ def test_a_stretch_of_a_long_8_bit_recording_of_six_channels(listener, tmp_path)
     assert tree["utterance_0"].attrs["begin"] == 20
     assert tree["utterance_0"].attrs["seconds"] == 1
     assert tree.attrs["n_utterances"] == 1
+    words = pd.read_csv(tmp_path / "out" / "words.csv")
+    assert len(words) == tree["utterance_0/words"].sizes["word"]
+    assert words["begin"].between(20, 21).all()
     assert says(
         refused("crossattn", listener, path, "--begin", 31), "30.0 s", "Begin earlier"
     )

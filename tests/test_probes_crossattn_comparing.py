@@ -3,6 +3,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from crossattn_cases import (
     READ,
     SECONDS,
@@ -23,6 +24,7 @@ from interp.probes.crossattn import METHODS, Options, compare, utterances
 from interp.probes.crossattn.attention import Maps
 from interp.probes.crossattn.faithfulness import curves
 from interp.probes.crossattn.forced import Forced
+from interp.probes.crossattn.parts import Parts
 
 FEW = Options(steps=2, samples=2, windows=5, masks=6, cheap=2, cheap_masks=6)
 CHEAP = ("gradient", "perturbation")
@@ -203,6 +205,36 @@ def test_curves_begin_and_end_where_everything_and_nothing_is_left():
     flat = found["auc_pooled"].sel(explanation="a", direction="deletion")
     area = np.trapezoid(pooled.sel(direction="deletion"), [0, 0.5, 1])
     assert float(flat) == pytest.approx(area)
+
+
+def test_curves_that_are_kept_are_not_made_again(tmp_path, monkeypatch):
+    forced, parts = heard(), Parts(tmp_path)
+    rng = np.random.default_rng(1)
+    maps = {
+        name: rng.random((len(forced.targets), forced.n_positions)) for name in "ab"
+    }
+    told, runs = [], []
+    own = forced.scores
+    monkeypatch.setattr(forced, "scores", lambda rows: runs.append(0) or own(rows))
+
+    def made(which):
+        runs.clear()
+        given = {name: maps[name] for name in which}
+        return curves(
+            forced, given, parts=parts, progress=lambda done, _: told.append(done)
+        )
+
+    first = made("ab")
+    assert told == sorted(told)
+    assert told[-1] == 2 * 2 * 4 * 4
+    xr.testing.assert_identical(made("ab"), first)
+    assert len(runs) == 2
+    alone = made("b")
+    assert len(runs) == 2
+    for name in ("curve", "curve_pooled", "auc"):
+        xr.testing.assert_identical(
+            alone[name], first[name].sel(explanation=["b", "random"])
+        )
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path, untouched):

@@ -11,6 +11,7 @@ from interp.errors import UnsupportedModelError
 from interp.probes.crossattn import gradients
 from interp.probes.crossattn.forced import Remembered
 from interp.probes.crossattn.gradients import GRADIENTS, GradientOptions, gradient
+from interp.probes.crossattn.saliency import Options, saliency
 from interp.tap import tap
 
 OPTIONS = GradientOptions(steps=5, samples=3, seed=4)
@@ -47,6 +48,48 @@ def test_graphs_that_are_kept_change_nothing_of_captum(family, method):
             theirs = by_hand(method, scores, values, baseline, token)
             assert_as_precise(ours, theirs)
         assert len(remembered.kept) <= 8
+
+
+@pytest.mark.parametrize("family", ["whisper", "t5", "llama"])
+def test_methods_at_the_input_share_their_gradients(family, monkeypatch):
+    forced = tiny_case(family, torch.float64)
+    taken = []
+    own = torch.autograd.grad
+
+    def counted(outputs, inputs, toward=None, **options):
+        taken.append(toward)
+        return own(outputs, inputs, toward, **options)
+
+    for space in forced.spaces:
+        values, scores = forced.of(space)
+        first = saliency(forced, space, "gradient", Options())
+        monkeypatch.setattr(torch.autograd, "grad", counted)
+        second = saliency(forced, space, "input_x_gradient", Options())
+        monkeypatch.undo()
+        inner = [each for each in taken if each is not None]
+        assert not inner
+        assert set(first) == set(second)
+        theirs = by_hand("input_x_gradient", scores, values, None, 1)
+        ours = gradient(
+            "input_x_gradient", forced.at(space), values, values, 1, OPTIONS
+        )
+        assert_as_precise(ours, theirs)
+
+
+def test_of_more_points_than_are_kept_the_first_ones_are():
+    calls = []
+
+    def scores(rows):
+        calls.append(rows)
+        return rows.square().sum(1, keepdim=True).expand(-1, 3)
+
+    remembered = Remembered(scores, 4)
+    values, zero = torch.ones(1, 2), torch.zeros(1, 2)
+    options = GradientOptions(steps=6)
+    for token in range(3):
+        gradient("integrated_gradients", remembered, values, zero, token, options)
+    with_graph = [rows for rows in calls if rows.requires_grad]
+    assert len(with_graph) == 6 + 2 + 2
 
 
 def test_integrated_gradients_add_up_better_with_more_steps():

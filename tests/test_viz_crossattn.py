@@ -147,6 +147,16 @@ def test_curves_are_means_over_the_tokens_of_all_utterances():
     assert hidden == ["perturbation, states"]
 
 
+def test_curves_of_as_many_explanations_as_there_are_look_different():
+    names = [f"method {n}" for n in range(18)]
+    curve = hand_crossattn()["utterance_0"]["curves"].to_dataset()["curve"]
+    many = xr.concat([curve.isel(explanation=0, drop=True)] * 18, "explanation")
+    many = many.assign_coords(explanation=np.array(names, dtype=object))
+    figure: Any = curve_plot([many.to_dataset(name="curve")], "insertion")
+    looks = {(line.line.color, line.line.dash) for line in figure.data}
+    assert len(looks) == 18
+
+
 def test_the_table_has_every_saliency_with_interval_and_chance():
     agreement = hand_crossattn()["agreement"].to_dataset()
     table = list(agreement_rows(agreement))

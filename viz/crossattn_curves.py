@@ -1,6 +1,7 @@
 """Agreement beside chance and published ranges; what deletion and insertion show."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,6 +11,9 @@ from interp.viz import theme
 from interp.viz.crossattn_reading import interval, named, pairs
 from interp.viz.numbers import decimals
 from interp.viz.tokens import literal
+
+DASHES = ("solid", "dot", "dashdot", "longdash")
+"""Of lines whose colors were there before."""
 
 
 def agreement_plot(agreement: xr.Dataset, published: Sequence[dict]) -> go.Figure:
@@ -96,20 +100,16 @@ def curve_plot(curves: Sequence[xr.Dataset], direction: str) -> go.Figure:
     mean = own.mean("token")
     figure = go.Figure()
     kinds = [str(each) for each in mean["explanation"].values]
-    colors = iter([*theme.MARKS, *theme.MARKS, *theme.MARKS])
+    looks = cycle((color, dash) for dash in DASHES for color in theme.MARKS)
     for kind in sorted(kinds, key=lambda each: (each == "random", kinds.index(each))):
-        is_chance = kind == "random"
+        color, dash = (theme.NEUTRAL, "dash") if kind == "random" else next(looks)
         figure.add_scatter(
             x=mean["fraction"].values,
             y=mean.sel(explanation=kind).values,
             mode="lines",
             name=kind.replace("_", " ").replace("@", ", "),
             visible=True if "@" not in kind else "legendonly",
-            line={
-                "color": theme.NEUTRAL if is_chance else next(colors),
-                "width": 2,
-                "dash": "dash" if is_chance else "solid",
-            },
+            line={"color": color, "width": 2, "dash": dash},
             hovertemplate="%{x:.0%}: %{y:.3f}<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(template=theme.template(), title=direction, height=380)

@@ -128,10 +128,22 @@ def _windows(reading: Reading, lm: LongMap) -> None:
         with second:
             scale = selection.choose("Colors", SCALES, "scale", "log")
         sinks = third.number_input(
-            "Ignore first keys", 0, 64, SINKS, key="sinks", bind="query-params"
+            "Ignore first keys",
+            min_value=0,
+            max_value=64,
+            value=SINKS,
+            key="sinks",
+            bind="query-params",
+            help="Left out of the range of the colors, but drawn all the same.",
         )
         diagonal = fourth.number_input(
-            "Ignore nearest keys", 0, 4096, 0, key="diagonal", bind="query-params"
+            "Ignore nearest keys",
+            min_value=0,
+            max_value=4096,
+            value=0,
+            key="diagonal",
+            bind="query-params",
+            help="Likewise, the keys nearest to each query.",
         )
         box, out, whole = st.columns([4, 1, 1], vertical_alignment="bottom")
         box.text_input(

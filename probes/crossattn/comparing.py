@@ -175,6 +175,7 @@ class _Run:
                 explanations(node),
                 fill=self.options.fill,
                 seed=self.seed,
+                parts=parts,
                 progress=lambda done, total: tell("deletion, insertion", done, total),
             )
         self.names.append(name)

@@ -1,5 +1,6 @@
 """Deletion and insertion: what the model still says when salient parts go or come."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from interp.probes.crossattn.forced import Fill, Forced
+from interp.probes.crossattn.parts import Arrays, Parts
 from interp.uncertainty import bootstrap_interval
 
 DIRECTIONS = ("deletion", "insertion")
@@ -28,6 +30,7 @@ def curves(
     levels: Sequence[float] = LEVELS,
     fill: Fill = "silence",
     seed: int = 0,
+    parts: Parts | None = None,
     progress: Progress = lambda done, total: None,
 ) -> xr.Dataset:
     """Probability of the output tokens while positions are taken away or given back.
@@ -42,6 +45,7 @@ def curves(
         levels: Shares of the positions.
         fill: What the input becomes.
         seed: Of the random orders.
+        parts: Where the curves of each explanation are kept, and read from.
         progress: Told of every run.
 
     Returns:
@@ -53,6 +57,7 @@ def curves(
         Petsiuk et al. 2018; probabilities of forced tokens stand for the word error
         rate of Papi et al. 2025.
     """
+    parts = parts or Parts(None)
     rng = np.random.default_rng(seed)
     shape = next(iter(explanations.values())).shape
     draws = {f"random {n}": rng.random(shape) for n in range(DRAWS)}
@@ -83,18 +88,22 @@ def curves(
         rows = torch.where(forced.cells(chosen[0]), silence, heard)
         return _probability(scores(rows)).mean(-1)
 
+    def of(maps: np.ndarray) -> Arrays:
+        orders = [_order(row) for row in maps], [_order(_standard(maps))]
+        return {
+            "own": _curve(by_token, of_token, orders[0], levels, forced.n_positions),
+            "pooled": _curve(together, of_all, orders[1], levels, forced.n_positions),
+        }
+
     own, pooled = {}, {}
     with torch.no_grad():
         ends = [np.full((n_tokens, forced.n_positions), end) for end in (False, True)]
         of_token = [by_token(end) for end in ends]
         of_all = [together(end) for end in ends]
-        for name, maps in every.items():
-            order = [_order(row) for row in maps]
-            own[name] = _curve(by_token, of_token, order, levels, forced.n_positions)
-            order = [_order(_standard(maps))]
-            pooled[name] = _curve(together, of_all, order, levels, forced.n_positions)[
-                :, 0
-            ]
+        for number, (name, maps) in enumerate(every.items()):
+            done = number * n_runs // len(every)
+            made = parts.get(_key(maps, levels, fill), lambda maps=maps: of(maps))
+            own[name], pooled[name] = made["own"], made["pooled"][:, 0]
     names = [*explanations, "random"]
     for found in (own, pooled):
         found["random"] = np.mean([found.pop(name) for name in draws], axis=0)
@@ -144,6 +153,13 @@ def areas(together: Sequence[xr.Dataset], seed: int) -> xr.Dataset:
         bounds = bootstrap_interval(rows, "token", seed=seed)
         found[f"{name}_interval"] = bounds.assign_attrs(attrs)
     return xr.Dataset(found)
+
+
+def _key(maps: np.ndarray, levels: Sequence[float], fill: Fill) -> str:
+    """Name of an explanation's curves, of all that they depend on."""
+    digest = hashlib.sha256(f"{maps.shape} {maps.dtype} {list(levels)} {fill}".encode())
+    digest.update(np.ascontiguousarray(maps).tobytes())
+    return f"curves-{digest.hexdigest()[:24]}"
 
 
 def _order(row: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
 log-probability of every output token. Both can be differentiated.
 """
 
-from collections import OrderedDict
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class Forced:
         self.model, self.utterance = model, utterance
         self.module: Any = model.module
         self.is_decoder = utterance.kind == "decoder"
+        self._at: dict[Space, Remembered] = {}
         places = torch.tensor(utterance.scored, device=model.device)
         self.targets, self.rows = utterance.ids[0, places], places - 1
         with torch.no_grad():
@@ -195,6 +196,12 @@ class Forced:
             return self.input, lambda inputs: self.scores(self.encode(inputs))
         return self.states, self.scores
 
+    def at(self, space: Space) -> "Remembered":
+        """The scores at what stands in a space; gradients asked for are kept."""
+        if space not in self._at:
+            self._at[space] = Remembered(self.of(space)[1], 1, gradients=True)
+        return self._at[space]
+
     def baseline(self, space: Space, fill: Fill = "silence") -> Tensor:
         """What says nothing, of the space's shape; padding stays as it is.
 
@@ -263,12 +270,18 @@ class Remembered:
 
     Args:
         function: From `[1, ...]` to `[1, token]`.
-        size: Points that are kept; each holds the graph of one forward.
+        size: Points that are kept, the first ones, since every token asks for all of
+            them in the same order; each holds the graph of one forward.
+        gradients: Keep what the graphs have given as well, for another method that
+            asks for it.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], size: int, gradients: bool = False
+    ) -> None:
         self.function, self.size = function, size
-        self.kept: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self.kept: dict[bytes, tuple[Tensor, Tensor]] = {}
+        self.given: dict[tuple[bytes, bytes], Tensor] | None = {} if gradients else None
 
     def __call__(self, values: Tensor) -> Tensor:
         """`[row, token]` of `[row, ...]`."""
@@ -278,17 +291,17 @@ class Remembered:
         rows = [_Recall.apply(row, self) for row in values.split(1)]
         return torch.cat(rows)  # type: ignore[arg-type]
 
-    def graph(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """The point as a leaf, and its value with the graph between them."""
-        key = point.detach().cpu().numpy().tobytes()
-        if key not in self.kept:
-            while len(self.kept) >= self.size:
-                self.kept.popitem(last=False)
-            with torch.enable_grad():
-                leaf = point.detach().clone().requires_grad_()
-                self.kept[key] = leaf, self.function(leaf)
-        self.kept.move_to_end(key)
-        return self.kept[key]
+    def graph(self, point: Tensor) -> tuple[bytes, Tensor, Tensor]:
+        """The point's name, itself as a leaf, its value with the graph between them."""
+        name = hashlib.sha256(point.detach().cpu().numpy().tobytes()).digest()
+        if name in self.kept:
+            return name, *self.kept[name]
+        with torch.enable_grad():
+            leaf = point.detach().clone().requires_grad_()
+            made = leaf, self.function(leaf)
+        if len(self.kept) < self.size:
+            self.kept[name] = made
+        return name, *made
 
 
 class _Recall(torch.autograd.Function):
@@ -296,11 +309,15 @@ class _Recall(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, point: Tensor, owner: Remembered) -> Tensor:
-        ctx.kept = owner.graph(point)
-        return ctx.kept[1].detach().clone()
+        ctx.graph, ctx.given = owner.graph(point), owner.given
+        return ctx.graph[-1].detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        leaf, value = ctx.kept
-        own = torch.autograd.grad(value, leaf, gradients[0], retain_graph=True)
-        return own[0], None
+        name, leaf, value = ctx.graph
+        given = {} if ctx.given is None else ctx.given
+        asked = name, gradients[0].cpu().numpy().tobytes()
+        if asked not in given:
+            own = torch.autograd.grad(value, leaf, gradients[0], retain_graph=True)
+            given[asked] = own[0]
+        return given[asked].clone(), None

@@ -18,6 +18,9 @@ GRADIENTS = (
     "gradient_shap",
 )
 
+AT_THE_INPUT = GRADIENTS[:2]
+"""Methods that take the gradient at what is read, and nowhere else."""
+
 Scores = Callable[[Tensor], Tensor]
 """From `[row, ...]` to `[row, token]`."""
 

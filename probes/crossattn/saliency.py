@@ -14,6 +14,7 @@ from interp.errors import InputError
 from interp.probes.crossattn.clusters import SEGMENTS, stretches, superpixels
 from interp.probes.crossattn.forced import Fill, Forced, Remembered, Space
 from interp.probes.crossattn.gradients import (
+    AT_THE_INPUT,
     GRADIENTS,
     GradientOptions,
     captum_attr,
@@ -46,7 +47,8 @@ class Options:
         fill: What removed sound becomes: `silence`, or the `mean` of the features.
         pool: How frames and channels of a position become one: `max` or `mean`.
         seed: Of masks and of gradient SHAP.
-        graphs: Forwards whose graphs are kept in memory at once.
+        graphs: Forwards over sound whose graphs are kept in memory at once; of those
+            elsewhere all are.
     """
 
     steps: int = 5
@@ -54,7 +56,7 @@ class Options:
     windows: int = 64
     masks: int = 200
     segments: tuple[int, ...] = SEGMENTS
-    cheap: int = 12
+    cheap: int = 10
     cheap_masks: int = 400
     fill: Fill = "silence"
     pool: str = "max"
@@ -179,8 +181,10 @@ def _gradients(
         options.samples if dear else options.cheap,
         seed=options.seed,
     )
-    size = min(options.graphs, max(own.steps, own.samples))
-    remembered = Remembered(scores, size)
+    if method in AT_THE_INPUT:
+        remembered = forced.at(space)
+    else:
+        remembered = Remembered(scores, options.graphs if dear else options.cheap)
     baseline = forced.baseline(space, options.fill)
     found: list[Arrays] = []
     n_tokens = len(forced.targets)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.audio import Sound, Window, read_sound, windows
+from interp.audio import Sound, Window, read_sound, require_length, windows
 from interp.errors import InputError, UnsupportedModelError
 from interp.forward import evaluating
 from interp.inputs import prepare
@@ -140,13 +140,8 @@ def utterances(
 
 
 def _heard(model: Model, item: Any) -> Iterator[tuple[dict[str, Tensor], str, Window]]:
-    sound = item if isinstance(item, Sound) else read_sound(item)
-    if sound.seconds > LONGEST:
-        raise InputError(
-            f"{sound.name} is {sound.seconds:,.0f} s long; at most {LONGEST:g} s are "
-            "compared at once. Choose a stretch with --begin and --seconds, or "
-            "read_sound(path, begin=..., seconds=...)."
-        )
+    sound = item if isinstance(item, Sound) else read_sound(item, longest=LONGEST)
+    require_length(sound.name, sound.seconds, LONGEST)
     for window in windows(model, sound):
         yield window.inputs, sound.name, window
 

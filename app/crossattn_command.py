@@ -50,7 +50,7 @@ def crossattn(
     ] = "200,250,300",
     steps: Annotated[
         int, typer.Option(min=1, help="Points of integrated gradients over sound.")
-    ] = 5,
+    ] = 4,
     faithfulness: Annotated[
         bool, typer.Option(help="Make deletion and insertion curves.")
     ] = True,

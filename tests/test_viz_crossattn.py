@@ -109,8 +109,20 @@ def test_the_slider_shows_one_token_at_a_time():
         whole = node["saliency_map"].sel({"method": "perturbation"}).values[token]
         np.testing.assert_allclose(shown[0].z, whole.T, rtol=1e-6)
         row = node["aggregate"].values[token]
-        np.testing.assert_allclose(shown[1].y, row / row.sum(), rtol=1e-6)
+        wanted = (row - row.min()) / (row.max() - row.min())
+        np.testing.assert_allclose(shown[1].y, wanted, rtol=1e-5)
+        np.testing.assert_allclose(shown[1].customdata, row, rtol=1e-6)
+        assert shown[0].zmin == pytest.approx(-abs(whole).max(), rel=1e-5)
+        assert shown[0].zmax == pytest.approx(abs(whole).max(), rel=1e-5)
     assert [each.visible for each in figure.data[:4]] == [True, True, True, False]
+
+
+def test_colors_of_magnitudes_begin_at_the_smallest():
+    node = utterance(hand_crossattn())
+    node["saliency_map"] = abs(node["saliency_map"]) + 5
+    cells: Any = token_by_token(node, "gradient").data[0]
+    whole = node["saliency_map"].values[0, 0]
+    assert (cells.zmin, cells.zmax) == pytest.approx((whole.min(), whole.max()))
 
 
 def test_a_map_too_large_for_a_page_is_thinned(monkeypatch):
@@ -120,6 +132,8 @@ def test_a_map_too_large_for_a_page_is_thinned(monkeypatch):
     node = utterance(hand_crossattn())
     cells: Any = token_by_token(node, "gradient").data[0]
     assert cells.z.shape == (4, 10)
+    assert cells.y.tolist() == [0.5, 2.5, 4.5, 6.5]
+    np.testing.assert_allclose(cells.x[:2], [0.025, 0.125])
     whole = node["saliency_map"].values[0, 0]
     assert cells.z[0, 0] == pytest.approx(whole[:2, :2].mean(), rel=1e-5)
 

@@ -353,9 +353,7 @@ def _curves(tree: xr.DataTree, book: FigureBook) -> list[Part]:
     return [
         {
             "title": direction.capitalize(),
-            "figure": book.add(
-                curve_plot(curves, direction), f"{direction} curves.", "half"
-            ),
+            "figure": book.add(curve_plot(curves, direction), f"{direction} curves."),
         }
         for direction in ("deletion", "insertion")
         if curves

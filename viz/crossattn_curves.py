@@ -112,11 +112,18 @@ def curve_plot(curves: Sequence[xr.Dataset], direction: str) -> go.Figure:
             line={"color": color, "width": 2, "dash": dash},
             hovertemplate="%{x:.0%}: %{y:.3f}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(template=theme.template(), title=direction, height=380)
+    figure.update_layout(
+        template=theme.template(),
+        title=direction,
+        height=max(380, 20 * len(kinds) + 100),
+        legend={
+            "orientation": "v",
+            **{"x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"},
+        },
+    )
     what = "replaced" if direction == "deletion" else "put back"
     figure.update_xaxes(title=f"{what}, largest first", tickformat=".0%")
     figure.update_yaxes(title="probability of the token", rangemode="tozero")
-    figure.update_layout(legend={"y": -0.3, "yanchor": "top"}, margin_b=150)
     return figure
 
 

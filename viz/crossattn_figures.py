@@ -88,8 +88,9 @@ def aligned(utterance: xr.Dataset, method: str, space: str = "input") -> go.Figu
 def token_by_token(utterance: xr.Dataset, method: str) -> go.Figure:
     """One output token at a time, by a slider: both explanations, and the full map.
 
-    The curves are shares of their sum. The map is the signed saliency over frames and
-    channels, where there is one.
+    Each curve runs from its smallest value to its largest. The map is the saliency
+    over frames and channels, where there is one: signed, with zero in the middle of
+    the colors, or from its smallest value to its largest where none is negative.
 
     Args:
         utterance: A node of `interp.probes.crossattn.compare`.
@@ -107,20 +108,21 @@ def token_by_token(utterance: xr.Dataset, method: str) -> go.Figure:
     )
     last = 1 if whole is None else 2
     curves = {
-        "attention": (utterance["aggregate"].values, ATTENTION),
-        f"saliency ({named(method)})": (saliency, SALIENCY),
+        "attention": (utterance["aggregate"].values, ".2%", ATTENTION),
+        f"saliency ({named(method)})": (saliency, ".3~g", SALIENCY),
     }
     per_token = len(curves) + (whole is not None)
     for token in range(len(words)):
         is_shown = token == 0
         if whole is not None:
-            times, cells = whole
-            limit = float(np.nanmax(np.abs(cells[token]), initial=0)) or 1.0
+            times, channels, cells = whole
+            least, most = _range(cells[token])
             heat = go.Heatmap(
                 x=times,
+                y=channels,
                 z=cells[token].T,
-                zmin=-limit,
-                zmax=limit,
+                zmin=least,
+                zmax=most,
                 autocolorscale=True,
                 showscale=False,
                 visible=is_shown,
@@ -128,15 +130,17 @@ def token_by_token(utterance: xr.Dataset, method: str) -> go.Figure:
                 "<extra></extra>",
             )
             figure.add_trace(heat, row=1, col=1)
-        for name, (rows, color) in curves.items():
+        for name, (rows, digits, color) in curves.items():
             line = go.Scatter(
                 x=place,
-                y=_by_sum(rows[token]),
+                y=_stretched(rows[token]).astype(np.float32),
+                customdata=rows[token].astype(np.float32),
                 name=name,
                 visible=is_shown,
                 mode="lines" if "position_begin" in utterance else "lines+markers",
                 line={"color": color, "width": 2, "shape": "hvh"},
-                hovertemplate=f"{per}: %{{y:.1%}} of {literal(name)}<extra></extra>",
+                hovertemplate=f"{per}<br>{literal(name)}: %{{customdata:{digits}}}"
+                "<extra></extra>",
             )
             figure.add_trace(line, row=last, col=1)
     steps = [
@@ -160,7 +164,8 @@ def token_by_token(utterance: xr.Dataset, method: str) -> go.Figure:
     )
     if whole is not None:
         figure.update_yaxes(title="channel", showgrid=False, row=1)
-    figure.update_yaxes(title="share", tickformat=".0%", rangemode="tozero", row=last)
+    ends = {"tickvals": [0, 1], "ticktext": ["smallest", "largest"]}
+    figure.update_yaxes(**ends, row=last)
     _finish(figure, utterance, 420 if whole is None else 560)
     return figure
 
@@ -250,8 +255,8 @@ def _named(parts: list[tuple[str, Any]]) -> list[tuple[str, str]]:
 
 def _full_map(
     utterance: xr.Dataset, method: str, n_tokens: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Frames and signed saliency `[token, frame, channel]`, thinned to what fits."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Times, channels, saliency `[token, frame, channel]`, thinned to what fits."""
     if "saliency_map" not in utterance:
         return None
     cells = utterance["saliency_map"].sel({"method": method}).values[:n_tokens]
@@ -262,7 +267,9 @@ def _full_map(
     n_frames, n_channels = (n // step * step for n in cells.shape[1:])
     cut = cells[:, :n_frames, :n_channels]
     pooled = cut.reshape(len(cut), n_frames // step, step, n_channels // step, step)
-    return times[:n_frames:step], pooled.mean((2, 4)).astype(np.float32)
+    times = times[:n_frames].reshape(-1, step).mean(1)
+    channels = np.arange(n_channels).reshape(-1, step).mean(1)
+    return times, channels, pooled.mean((2, 4)).astype(np.float32)
 
 
 def _stretched(rows: np.ndarray) -> np.ndarray:
@@ -274,8 +281,14 @@ def _stretched(rows: np.ndarray) -> np.ndarray:
     return (rows - least) / np.maximum(most - least, np.finfo(np.float32).tiny)
 
 
-def _by_sum(row: np.ndarray) -> np.ndarray:
-    return (row / max(np.nansum(row), np.finfo(np.float32).tiny)).astype(np.float32)
+def _range(cells: np.ndarray) -> tuple[float, float]:
+    """Least and largest value of the colors: about zero if any cell is negative."""
+    known = cells[np.isfinite(cells)]
+    least, most = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    if least < 0:
+        most = max(-least, most)
+        least = -most
+    return float(least), float(most)
 
 
 def _all(figure: go.Figure) -> range:

@@ -51,7 +51,7 @@ class Options:
             elsewhere all are.
     """
 
-    steps: int = 5
+    steps: int = 4
     samples: int = 4
     windows: int = 64
     masks: int = 200

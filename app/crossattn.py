@@ -38,7 +38,7 @@ WORDS = "words.csv"
 PARTS = "parts"
 
 COLUMNS = (
-    *("space", "method", "measure", "units", "of", "layer", "head", "baseline"),
+    *("space", "attribution", "measure", "units", "of", "layer", "head", "baseline"),
     *("value", "low", "high", "low_utterances", "high_utterances"),
     *("null_low", "null_high", "p"),
 )
@@ -253,7 +253,7 @@ def _without_noise(node: xr.Dataset) -> pd.DataFrame:
         xr.Dataset({"value": node["ceiling"]}).assign_coords(measure="pearson_ceiling"),
     ]
     tables = [each.to_dataframe().reset_index() for each in rows]
-    return pd.concat(tables).assign(of="all", method="perturbation")
+    return pd.concat(tables).assign(of="all", attribution="perturbation")
 
 
 def _bounds(interval: xr.DataArray, prefix: str) -> dict[str, xr.DataArray]:

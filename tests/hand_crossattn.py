@@ -82,7 +82,7 @@ def _utterance(
         "token_text": ("token", np.array(words, dtype=object)),
         "position": np.arange(n_positions),
         "space": np.array(spaces, dtype=object),
-        "method": np.array(METHODS, dtype=object),
+        "attribution": np.array(METHODS, dtype=object),
         "baseline": np.array(BASELINES, dtype=object),
         "layer": np.arange(2),
         "head": np.arange(3),
@@ -92,7 +92,7 @@ def _utterance(
     found = {
         "attention": (("layer", "head", *dims), attention),
         "aggregate": (dims, attention.mean((0, 1))),
-        "saliency": (("space", "method", *dims), saliency),
+        "saliency": (("space", "attribution", *dims), saliency),
         "monte_carlo_error": (("space", *dims), saliency[:, 1] / 10),
         "completeness_error": (
             ("space", "token"),
@@ -111,7 +111,7 @@ def _utterance(
     found["waveform"] = (("sample",), wave, {"rate": 1600})
     found["features"] = (("frame", "channel"), draw.random((20, 8)))
     whole = draw.normal(size=(2, n_tokens, 20, 8))
-    found["saliency_map"] = (("method", "token", "frame", "channel"), whole)
+    found["saliency_map"] = (("attribution", "token", "frame", "channel"), whole)
     attrs |= {"begin": 0.0, "seconds": 1.0, "rate": 1600, "position_ms": 100.0}
     return xr.Dataset(found, coords, attrs)
 
@@ -129,7 +129,7 @@ def _curves(n_tokens: int, draw: Draw) -> xr.Dataset:
 
 
 def _agreement(spaces: tuple[str, ...], draw: Draw) -> xr.Dataset:
-    of, shape = ("space", "method", "measure"), (len(spaces), 2, len(MEASURES))
+    of, shape = ("space", "attribution", "measure"), (len(spaces), 2, len(MEASURES))
     overall = draw.random(shape)
     both = np.stack([overall - 0.1, overall + 0.1], -1)
     by_head = draw.random((*shape, 2, 3))
@@ -152,7 +152,7 @@ def _agreement(spaces: tuple[str, ...], draw: Draw) -> xr.Dataset:
         | (_MIXING if "states" in spaces else {}),
         {
             "space": np.array(spaces, dtype=object),
-            "method": np.array(METHODS, dtype=object),
+            "attribution": np.array(METHODS, dtype=object),
             "measure": np.array(MEASURES, dtype=object),
             "over": np.array(("tokens", "utterances"), dtype=object),
             "baseline": np.array(BASELINES, dtype=object),
@@ -163,8 +163,8 @@ def _agreement(spaces: tuple[str, ...], draw: Draw) -> xr.Dataset:
 
 
 _MIXING = {
-    "coverage": ("method", [0.6, 0.7]),
-    "context_mixing": ("method", [0.1, 0.2]),
+    "coverage": ("attribution", [0.6, 0.7]),
+    "context_mixing": ("attribution", [0.1, 0.2]),
 }
 
 

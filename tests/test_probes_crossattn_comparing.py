@@ -38,11 +38,11 @@ def speech():
 
 def test_every_method_is_there_in_both_spaces_with_its_errors(speech):
     node = speech["utterance_0"].to_dataset()
-    assert node["method"].values.tolist() == list(METHODS)
-    assert node["saliency"].dims == ("space", "method", "token", "position")
+    assert node["attribution"].values.tolist() == list(METHODS)
+    assert node["saliency"].dims == ("space", "attribution", "token", "position")
     assert node["saliency"].notnull().all()
     assert (node["saliency"] >= 0).all()
-    of = ("method", "token", "frame", "channel")
+    of = ("attribution", "token", "frame", "channel")
     assert node["saliency_map"].dims == of
     assert node["attention"].dims == ("layer", "head", "token", "position")
     for name in ("completeness_error", "monte_carlo_error", "completeness_gap"):
@@ -120,7 +120,7 @@ def test_a_decoder_alone_says_nothing_of_what_it_does_not_see_yet():
                 [
                     d
                     for d in node[name].dims
-                    if d in ("layer", "head", "space", "method")
+                    if d in ("layer", "head", "space", "attribution")
                 ]
             )
         )

@@ -83,7 +83,7 @@ def test_attention_and_saliency_stand_on_the_axis_of_the_sound():
     assert spectrogram.z.shape == (8, 20)
     assert attention.x.tolist() == pytest.approx([0.05 + i / 10 for i in range(10)])
     assert saliency.x.tolist() == attention.x.tolist()
-    rows = node["saliency"].sel({"space": "input", "method": "perturbation"}).values
+    rows = node["saliency"].sel(space="input", attribution="perturbation").values
     wanted = rows - rows.min(-1, keepdims=True)
     wanted /= wanted.max(-1, keepdims=True)
     np.testing.assert_allclose(saliency.z, wanted, rtol=1e-6)
@@ -106,7 +106,7 @@ def test_the_slider_shows_one_token_at_a_time():
     for token, step in enumerate(steps):
         shown = [figure.data[i] for i, is_ in enumerate(step.args[0]["visible"]) if is_]
         assert [each.type for each in shown] == ["heatmap", "scatter", "scatter"]
-        whole = node["saliency_map"].sel({"method": "perturbation"}).values[token]
+        whole = node["saliency_map"].sel(attribution="perturbation").values[token]
         np.testing.assert_allclose(shown[0].z, whole.T, rtol=1e-6)
         row = node["aggregate"].values[token]
         wanted = (row - row.min()) / (row.max() - row.min())

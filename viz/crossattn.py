@@ -98,7 +98,7 @@ def findings(tree: xr.DataTree) -> Iterator[Finding]:
     """What agrees, how far, and whether it matters, as sentences."""
     agreement = tree["agreement"].to_dataset()
     space, method = preferred(agreement)
-    one = agreement.sel({"space": space, "method": method})
+    one = agreement.sel(space=space, attribution=method)
     value = at(one, "overall", "pearson")
     low, high = interval(one, "pearson")
     null = one["overall_null"].sel(measure="pearson").values
@@ -167,8 +167,8 @@ def _without_noise(tree: xr.DataTree, one: xr.Dataset) -> Finding:
 
 def _mixing(agreement: xr.Dataset, method: str, noisy: bool) -> Finding | None:
     """What the encoder mixes, without the masks' noise where that is known."""
-    covered = agreement["coverage"].sel({"method": method}).item()
-    mixed = agreement["context_mixing"].sel({"method": method}).item()
+    covered = agreement["coverage"].sel(attribution=method).item()
+    mixed = agreement["context_mixing"].sel(attribution=method).item()
     if noisy and "mixing_without_noise" in agreement:
         covered = agreement["without_noise"].sel(space="states").item()
         mixed = agreement["mixing_without_noise"].item()
@@ -300,10 +300,10 @@ def _maps(tree: xr.DataTree, book: FigureBook) -> Iterator[Part]:
     chosen = [pair for pair in pairs(agreement) if pair[1] == method]
     for own_space, own in dict.fromkeys([(space, method), *chosen]):
         array = agreement["by_head"].sel(
-            {"space": own_space, "method": own, "measure": "pearson"}
+            {"space": own_space, "attribution": own, "measure": "pearson"}
         )
         bounds = agreement["by_head_interval"].sel(
-            {"space": own_space, "method": own, "measure": "pearson"}
+            {"space": own_space, "attribution": own, "measure": "pearson"}
         )
         array = array.assign_attrs(
             units="1", long_name=f"r with {named(own, own_space)}"

@@ -25,7 +25,7 @@ def agreement_plot(agreement: xr.Dataset, published: Sequence[dict]) -> go.Figur
     """
     names, values, bounds, chance = [], [], [], []
     for space, method in pairs(agreement):
-        one = agreement.sel({"space": space, "method": method})
+        one = agreement.sel(space=space, attribution=method)
         names.append(named(method, space))
         values.append(one["overall"].sel(measure="pearson").item())
         bounds.append(interval(one, "pearson"))

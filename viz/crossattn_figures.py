@@ -259,7 +259,7 @@ def _full_map(
     """Times, channels, saliency `[token, frame, channel]`, thinned to what fits."""
     if "saliency_map" not in utterance:
         return None
-    cells = utterance["saliency_map"].sel({"method": method}).values[:n_tokens]
+    cells = utterance["saliency_map"].sel(attribution=method).values[:n_tokens]
     if not np.isfinite(cells).any():
         return None
     times = utterance["frame_begin"].values

@@ -40,24 +40,26 @@ def chosen_saliency(utterance: Any, method: str, space: str) -> xr.DataArray:
             f"{type(utterance).__name__}. Pass a node utterance_N of "
             "interp.probes.crossattn.compare, as a Dataset."
         )
-    spaces, methods = (utterance[name].values.tolist() for name in ("space", "method"))
+    spaces, methods = (
+        utterance[name].values.tolist() for name in ("space", "attribution")
+    )
     if space not in spaces or method not in methods:
         raise InputError(
             f"The saliency {named(method, space)} was asked for; there are "
             f"{', '.join(methods)} of {', '.join(spaces)}. Choose of these."
         )
-    return utterance["saliency"].sel({"space": space, "method": method})
+    return utterance["saliency"].sel(space=space, attribution=method)
 
 
 def pairs(tree: xr.Dataset) -> list[tuple[str, str]]:
     """Spaces and methods of which there is anything."""
-    spaces, methods = (tree[name].values.tolist() for name in ("space", "method"))
+    spaces, methods = (tree[name].values.tolist() for name in ("space", "attribution"))
     array = tree["overall"] if "overall" in tree else tree["saliency"]
     return [
         (space, method)
         for method in methods
         for space in spaces
-        if array.sel({"space": space, "method": method}).notnull().any()
+        if array.sel(space=space, attribution=method).notnull().any()
     ]
 
 

@@ -35,7 +35,7 @@ def measures(agreement: xr.Dataset) -> list[tuple[str, str, str]]:
 def agreement_rows(agreement: xr.Dataset) -> Iterator[Part]:
     """The table of agreement: every saliency against the aggregated attention."""
     for space, method in pairs(agreement):
-        one = agreement.sel({"space": space, "method": method})
+        one = agreement.sel(space=space, attribution=method)
         cells = []
         for measure, _, _ in measures(agreement):
             digits = 0 if measure == "peak" else 2
@@ -68,7 +68,7 @@ def baseline_rows(agreement: xr.Dataset) -> Part | None:
                 ],
             }
             for space, method in pairs(agreement)
-            for key in [{"space": space, "method": method}]
+            for key in [{"space": space, "attribution": method}]
         ],
     }
 
@@ -97,7 +97,7 @@ def error_rows(tree: xr.DataTree) -> Iterator[Part]:
     for name in utterances(tree):
         node = tree[name].to_dataset()
         if "monte_carlo_error" in node:
-            saliency = node["saliency"].sel({"method": "perturbation"})
+            saliency = node["saliency"].sel(attribution="perturbation")
             error = node["monte_carlo_error"].mean("position")
             noise += (error / saliency.mean("position")).values.ravel().tolist()
     for what, values in (

@@ -128,7 +128,7 @@ def _show(tree: xr.DataTree, lines: str) -> None:
         )
     with right, section("Head by head"):
         space, method = preferred(agreement)
-        at = {"space": space, "method": method, "measure": "pearson"}
+        at = {"space": space, "attribution": method, "measure": "pearson"}
         array = agreement["by_head"].sel(at).transpose("layer", "head")
         array = array.assign_attrs(
             units="1", long_name=f"r with {named(method, space)}"

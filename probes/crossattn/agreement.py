@@ -51,7 +51,9 @@ def token_values(utterance: xr.Dataset, top: float = TOP) -> xr.Dataset:
         "by_index": attention.mean("layer"),
         "of_baseline": utterance["baselines"],
     }
-    saliency = utterance["saliency"].transpose("space", "method", "token", "position")
+    saliency = utterance["saliency"].transpose(
+        "space", "attribution", "token", "position"
+    )
     found = {}
     for name, view in views.items():
         rows = view.transpose(..., "token", "position")
@@ -59,7 +61,7 @@ def token_values(utterance: xr.Dataset, top: float = TOP) -> xr.Dataset:
             [alike(rows.values, of.values, top) for of in each] for each in saliency
         ]
         kept = [str(d) for d in rows.dims if d not in ("token", "position")]
-        dims = ("space", "method", "measure", *kept, "token")
+        dims = ("space", "attribution", "measure", *kept, "token")
         found[name] = (dims, np.array(values))
     if "saliency_halves" in utterance:
         pairs = utterance["saliency_halves"].transpose("half", "space", ...).values
@@ -67,7 +69,7 @@ def token_values(utterance: xr.Dataset, top: float = TOP) -> xr.Dataset:
         found["halves"] = (("space", "token"), np.array(same))
     coords: dict[str, Any] = {
         name: attention[name] if name in attention.coords else utterance[name]
-        for name in ("layer", "head", "space", "method", "baseline", "token")
+        for name in ("layer", "head", "space", "attribution", "baseline", "token")
         if name in utterance.coords
     }
     coords["measure"] = np.array(MEASURES, dtype=object)
@@ -139,7 +141,9 @@ def summary(
 
 def rotations(utterance: xr.Dataset, top: float = TOP) -> np.ndarray:
     """`[space, method, measure, token, shift]`, agreement of the aggregate, rotated."""
-    saliency = utterance["saliency"].transpose("space", "method", "token", "position")
+    saliency = utterance["saliency"].transpose(
+        "space", "attribution", "token", "position"
+    )
     rows = utterance["aggregate"].values
     return np.array(
         [[rotated(rows, of.values, top) for of in each] for each in saliency]
@@ -184,11 +188,11 @@ def _chance(
     null[:, :, peak] *= unit
     tail = (1 - level) / 2
     bounds = np.moveaxis(np.quantile(null, [tail, 1 - tail], axis=-1), 0, -1)
-    own = overall.transpose("space", "method", "measure").values[..., None]
+    own = overall.transpose("space", "attribution", "measure").values[..., None]
     less = np.array([m in ("js_distance", "peak") for m in MEASURES])[:, None]
     as_good = np.where(less, null <= own, null >= own).sum(-1)
     p = np.where(np.isfinite(own[..., 0]), (as_good + 1) / (draws + 1), np.nan)
-    dims = ("space", "method", "measure")
+    dims = ("space", "attribution", "measure")
     says = "attention rotated in time by a random number of positions, token by token"
     return {
         "overall_null": xr.DataArray(
@@ -247,9 +251,9 @@ def _without_noise(
     Source:
         Spearman 1904 and 1910; Brown 1910.
     """
-    observed = tokens["overall"].sel({"method": "perturbation", "measure": "pearson"})
+    observed = tokens["overall"].sel(attribution="perturbation", measure="pearson")
     pair = xr.concat([observed, tokens["halves"]], "of", coords="minimal")
-    pair = pair.drop_vars(["method", "measure"], errors="ignore")
+    pair = pair.drop_vars(["attribution", "measure"], errors="ignore")
     rows = pair.transpose("of", "space", "token").values
 
     def freed(tokens: np.ndarray) -> np.ndarray:

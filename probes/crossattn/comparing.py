@@ -211,7 +211,7 @@ class _Run:
 
     def _time(self) -> None:
         peaks = self.nodes["/agreement"]["by_head"].sel(space="input", measure="peak")
-        ranks = ranked_heads(peaks.mean("method").values)
+        ranks = ranked_heads(peaks.mean("attribution").values)
         self.nodes["/timing"] = ranks.assign_attrs(chosen_heads=CHOSEN)
         chosen = ranks["chosen"].values.astype(bool)
         for name in self.names:

@@ -154,7 +154,7 @@ def saliency_of(
     nats = {"units": "nats"}
     found: dict[str, Any] = {
         "saliency": (
-            ("space", "method", *dims),
+            ("space", "attribution", *dims),
             every,
             {"units": "nats", "long_name": "saliency, magnitude"},
         ),
@@ -162,7 +162,7 @@ def saliency_of(
     if maps:
         blank = np.full_like(next(iter(maps.values())), np.nan)
         whole = np.stack([maps.get(name, blank) for name in methods])
-        of = ("method", "token", "frame", "channel")
+        of = ("attribution", "token", "frame", "channel")
         found["saliency_map"] = (of, whole, nats | {"long_name": "saliency"})
     if "perturbation" in methods:
         says = "standard error of the saliency by perturbation"
@@ -181,7 +181,7 @@ def saliency_of(
         found,
         {
             "space": np.array(spaces, dtype=object),
-            "method": np.array(methods, dtype=object),
+            "attribution": np.array(methods, dtype=object),
         },
     )
 
@@ -190,9 +190,9 @@ def explanations(node: xr.Dataset) -> dict[str, np.ndarray]:
     """Every map `[token, position]` of an utterance that is there, by its name."""
     found = {str(b): node["baselines"].sel(baseline=b).values for b in BASELINES}
     for space in node["space"].values:
-        for method in node["method"].values:
+        for method in node["attribution"].values:
             name = str(method) if space == SPACES[0] else f"{method}@{space}"
-            at = {"space": space, "method": method}
+            at = {"space": space, "attribution": method}
             found[name] = node["saliency"].sel(at).values
     return {name: rows for name, rows in found.items() if np.isfinite(rows).any()}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 import streamlit as st
 from markupsafe import Markup, escape
 
 from interp.viz import theme
+from interp.viz.pictures import Form, picture
 
 Chosen = Callable[[dict[str, Any]], None]
 """Told what was clicked or lassoed: `points`, each with `x`, `y` and `customdata`."""
@@ -24,7 +24,7 @@ _drawing = threading.Lock()
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 """That draw PNG and SVG on the server."""
 
-IMAGES = {"png": "image/png", "svg": "image/svg+xml"}
+IMAGES: dict[Form, str] = {"png": "image/png", "svg": "image/svg+xml"}
 
 MISSING = (
     "Drawn by Chromium, which is not installed on the machine that runs the explorer. "
@@ -115,11 +115,11 @@ def downloads(
         _button("py", key, partial(str, f"{python}\n"), "text/x-python")
 
 
-def image(figure: go.Figure, form: str, paper: str) -> bytes:
+def image(figure: go.Figure, form: Form, paper: str) -> bytes:
     """A figure as a file, drawn by Chromium on paper of that color."""
     drawn = go.Figure(figure).update_layout(paper_bgcolor=paper)
     with _drawing:
-        return pio.to_image(drawn, format=form, width=1000, scale=2)
+        return picture(drawn.to_dict(), form, width=1000, scale=2)
 
 
 @cache

@@ -1,18 +1,22 @@
 """Traces on a CUDA device: those of the CPU, and no wait between the layers."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 import torch
 import xarray as xr
+from tiny_gradients import gradients
 from tiny_models import tiny
 from tolerance import assert_as_precise
 from torch import Tensor
 
 import interp
+from interp.heads import HeadSet
+from interp.interventions.sinks import Temperature
 from interp.masks import lazy_mask
 from interp.recording import Progress
+from interp.tap import tap
 
 pytestmark = [
     pytest.mark.gpu,
@@ -117,3 +121,37 @@ def test_a_function_that_reads_tensors_of_the_device_keeps_its_band():
     rule = lazy_mask(2, 23, 23, mask_function=chunks, device=torch.device("cuda"))
     assert (rule.ahead, rule.behind) == (0, None)
     assert rule.function is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "t5", "whisper"])
+def test_gradients_on_the_device_are_those_of_the_cpu(name, edited, dtype):
+    def slopes(
+        dtype: torch.dtype, device: str, watched: bool = False, nudge: float = 0.0
+    ) -> dict[str, Tensor]:
+        module, inputs = tiny(name)
+        model = interp.load(module.to(device, dtype))
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight *= 1 + nudge * torch.finfo(dtype).eps
+        own = {
+            key: value.to(device, dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+        }
+        with ExitStack() as within:
+            if edited:
+                some = HeadSet.parse("L0.H1", model.anatomy)
+                within.enter_context(Temperature(some, 2.0)(model))
+            watch = tap(module, lambda visit: None) if watched else nullcontext()
+            return gradients(module, own, watch)
+
+    truth = slopes(torch.float64, "cpu")
+    twins = [
+        slopes(dtype, device, nudge=nudge)
+        for device in ("cpu", "cuda")
+        for nudge in (-1, 0, 1)
+    ]
+    for part, slope in slopes(dtype, "cuda", True).items():
+        eager = [twin[part].cpu() for twin in twins]
+        assert_as_precise(slope.cpu(), truth[part], *eager, name=part)

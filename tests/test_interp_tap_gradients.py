@@ -1,12 +1,13 @@
 """Gradients through a model that is traced or edited."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import xarray as xr
+from tiny_gradients import exact, gradients
 from tiny_models import D_MODEL, tiny
 from tolerance import assert_as_precise
 from torch import Tensor, nn
@@ -32,15 +33,6 @@ BY_HAND = ("gptj", "falcon", "bloom")
 """Families that compute attention by themselves."""
 
 
-def exact(name: str) -> tuple[Any, dict[str, Any]]:
-    """A tiny model in float64, and its inputs."""
-    model, inputs = tiny(name)
-    if name == "gpt_oss":
-        model.set_experts_implementation("eager")  # the other knows no float64
-    own = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
-    return model.double(), own
-
-
 @pytest.fixture
 def softmax_in_double(monkeypatch):
     """Families that compute the softmax in float32 whatever they are given do not."""
@@ -49,30 +41,6 @@ def softmax_in_double(monkeypatch):
         return torch.softmax(scores, dim)
 
     monkeypatch.setattr(nn.functional, "softmax", softmax)
-
-
-def gradients(
-    model: Any, inputs: dict[str, Any], within: AbstractContextManager
-) -> dict[str, Tensor]:
-    """Of a number made of all logits: by every parameter, and by what was embedded."""
-    model.zero_grad()
-    embedded: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        output.retain_grad()
-        embedded.append(output)
-
-    handle = model.get_input_embeddings().register_forward_hook(keep)
-    with within:
-        logits = model(**inputs).logits
-    handle.remove()
-    draw = torch.Generator().manual_seed(3)
-    slope = torch.randn(logits.shape, generator=draw, dtype=logits.dtype)
-    logits.backward(slope)
-    found = {name: part.grad for name, part in model.named_parameters()}
-    found |= {f"embedded {n}": each.grad for n, each in enumerate(embedded)}
-    model.zero_grad()
-    return {name: slope for name, slope in found.items() if slope is not None}
 
 
 @pytest.mark.usefixtures("softmax_in_double")

@@ -26,6 +26,11 @@ WINDOW = 1_000
 SINK = 0.5
 
 
+@pytest.fixture(autouse=True)
+def _the_same_numbers_each_time():
+    torch.manual_seed(0)
+
+
 def call_of(
     n_query: int,
     n_key: int,

@@ -176,7 +176,7 @@ def read(
 
 
 def to_table(tree: xr.DataTree) -> pd.DataFrame:
-    """A row for each space, method, measure and what of attention was compared."""
+    """A row for each space, attribution, measure and what of attention was compared."""
     node = tree["agreement"].to_dataset()
     units = dict(zip(node["measure"].values, node["measure_units"].values, strict=True))
     tables = []

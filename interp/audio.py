@@ -108,11 +108,11 @@ def read_sound(
     try:
         with soundfile.SoundFile(path) as file:
             rate, whole = file.samplerate, file.frames / file.samplerate
-            rest = max(whole - begin, 0)
-            stretch = rest if seconds is None else min(seconds, rest)
-            require_length(path.name, stretch, longest)
-            file.seek(min(round(begin * rate), file.frames))
-            frames = -1 if seconds is None else round(seconds * rate)
+            start = file.seek(min(round(begin * rate), file.frames))
+            frames = file.frames - start
+            if seconds is not None:
+                frames = min(round(seconds * rate), frames)
+            require_length(path.name, frames / rate, longest)
             # Block by block: of many channels only their mean is ever held.
             blocks = file.blocks(rate, frames=frames, dtype="float32", always_2d=True)
             parts = [block.mean(axis=1) for block in blocks]
@@ -140,7 +140,7 @@ def require_length(name: str, seconds: float, longest: float | None) -> None:
     """
     if longest is not None and seconds > longest:
         raise InputError(
-            f"{name} is {seconds:,.0f} s long; at most {longest:g} s are looked at at "
+            f"{name} is {seconds:,.0f} s long; at most {longest:g} s are taken at "
             "once. Choose a stretch with --begin and --seconds, or "
             "read_sound(path, begin=..., seconds=...)."
         )

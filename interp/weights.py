@@ -55,12 +55,12 @@ def content_hash(module: PreTrainedModel) -> str:
     here = [name for name, tensor in state if not tensor.is_meta]
     # Tensors are independent and hashlib lets other threads run.
     with ThreadPoolExecutor() as pool:
-        found = pool.map(_digest, (tensors[name] for name in here))
+        found = pool.map(content_digest, (tensors[name] for name in here))
         digests = dict(zip(here, found, strict=True))
     for name, tensor in state:
         if tensor.is_meta:
             with _present(module, name) as values:
-                digests[name] = _digest(values)
+                digests[name] = content_digest(values)
         says = f"{name} {tensor.dtype} {tuple(tensor.shape)} {digests[name]}"
         total.update(says.encode())
     return total.hexdigest()
@@ -130,6 +130,7 @@ def _present(module: nn.Module, name: str) -> Iterator[Tensor]:
         yield getattr(home, own)
 
 
-def _digest(tensor: Tensor) -> str:
+def content_digest(tensor: Tensor) -> str:
+    """SHA-256 of what a tensor of any type holds."""
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).hexdigest()

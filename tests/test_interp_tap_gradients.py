@@ -49,8 +49,11 @@ def test_gradients_through_the_tap_are_those_without_it(name, untouched):
     model, inputs = exact(name)
     seen: list[Visit] = []
     with untouched(model):
-        without = gradients(model, inputs, nullcontext())
         within = gradients(model, inputs, tap(model, seen.append))
+    if name == "gemma2":
+        # SDPA of some versions leaves its soft cap out.
+        model.set_attn_implementation("eager")
+    without = gradients(model, inputs, nullcontext())
     assert seen
     assert within.keys() == without.keys()
     for part, slope in within.items():

@@ -11,7 +11,7 @@ from interp.errors import UnsupportedModelError
 from interp.probes.crossattn import gradients
 from interp.probes.crossattn.forced import Remembered
 from interp.probes.crossattn.gradients import GRADIENTS, GradientOptions, gradient
-from interp.probes.crossattn.saliency import Options, saliency
+from interp.probes.crossattn.saliency import METHODS, Options, saliency
 from interp.tap import tap
 
 OPTIONS = GradientOptions(steps=5, samples=3, seed=4)
@@ -53,27 +53,38 @@ def test_graphs_that_are_kept_change_nothing_of_captum(family, method):
 @pytest.mark.parametrize("family", ["whisper", "t5", "llama"])
 def test_methods_at_the_input_share_their_gradients(family, monkeypatch):
     forced = tiny_case(family, torch.float64)
-    taken = []
-    own = torch.autograd.grad
+    own, taken = torch.autograd.grad, []
 
     def counted(outputs, inputs, toward=None, **options):
-        taken.append(toward)
+        taken.append(toward)  # captum gives none
         return own(outputs, inputs, toward, **options)
 
     for space in forced.spaces:
         values, scores = forced.of(space)
-        first = saliency(forced, space, "gradient", Options())
+        shared = Remembered(scores, 1, gradients=True)
+        saliency(forced, space, "gradient", Options(), shared=shared)
         monkeypatch.setattr(torch.autograd, "grad", counted)
-        second = saliency(forced, space, "input_x_gradient", Options())
+        method = "input_x_gradient"
+        saliency(forced, space, method, Options(), shared=shared)
         monkeypatch.undo()
-        inner = [each for each in taken if each is not None]
-        assert not inner
-        assert set(first) == set(second)
-        theirs = by_hand("input_x_gradient", scores, values, None, 1)
-        ours = gradient(
-            "input_x_gradient", forced.at(space), values, values, 1, OPTIONS
-        )
-        assert_as_precise(ours, theirs)
+        ours = gradient(method, shared, values, values, 1, OPTIONS)
+        assert_as_precise(ours, by_hand(method, scores, values, None, 1))
+    assert set(taken) == {None}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["whisper", "t5", "llama"])
+def test_every_method_reads_a_model_of_half_precision(family, dtype):
+    half, whole = tiny_case(family, dtype), tiny_case(family)
+    few = Options(masks=8, cheap_masks=8, segments=(20,))
+    for space in half.spaces:
+        for method in METHODS:
+            found = saliency(half, space, method, few)["positions"]
+            wanted = saliency(whole, space, method, few)["positions"]
+            assert np.isfinite(found).all()
+            if method in ("gradient", "ablation"):
+                r = np.corrcoef(found.ravel(), wanted.ravel())[0, 1]
+                assert r > 0.9, (space, method, r)
 
 
 def test_of_more_points_than_are_kept_the_first_ones_are():

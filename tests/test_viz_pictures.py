@@ -4,11 +4,11 @@ import asyncio
 import base64
 import struct
 
-import kaleido
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 from kaleido import PageGenerator
+from kaleido._kaleido_tab._tab import _KaleidoTab
 
 from interp.errors import InputError
 from interp.viz import pictures, theme
@@ -28,18 +28,21 @@ def shown(monkeypatch):
 
 @pytest.fixture
 def hung(monkeypatch):
-    """As many of the next browsers as are asked for never answer."""
-    given, own = [], kaleido.Kaleido.open
+    """As many of the next browsers as are asked for fall silent somewhere."""
 
-    def hang(count):
-        async def opened(browser):
-            given.append(browser)
-            await (asyncio.sleep(3600) if len(given) <= count else own(browser))
+    def hang(where, count):
+        given, own = [], getattr(_KaleidoTab, where)
 
-        monkeypatch.setattr(kaleido.Kaleido, "open", opened)
+        async def silent(tab, *values, **options):
+            given.append(tab)
+            if len(given) <= count:
+                await asyncio.sleep(3600)
+            return await own(tab, *values, **options)
+
+        monkeypatch.setattr(_KaleidoTab, where, silent)
         return given
 
-    monkeypatch.setattr(pictures, "PATIENCE", 0.2)
+    monkeypatch.setattr(pictures, "PATIENCE", 8)
     return hang
 
 
@@ -65,20 +68,31 @@ def test_a_title_has_a_line_of_its_own_above_the_legend_of_curves(shown):
     assert size(shown, titled) == (400 * SCALE, 200 * SCALE)
 
 
-def test_a_browser_that_never_answers_is_given_up_for_another(hung, monkeypatch):
-    browsers = hung(2)
-    clock = asyncio.timeout
-    patience = iter((0.2, 0.2, 60))
-    monkeypatch.setattr(asyncio, "timeout", lambda _: clock(next(patience)))
+@pytest.mark.parametrize("where", ["navigate", "_calc_fig", "reload"])
+def test_a_browser_that_never_answers_is_given_up_for_another(where, hung):
+    asked = hung(where, 1)
     assert picture(LINE_FIGURE, "svg", 400, 1).startswith(b"<svg")
-    assert len(browsers) == 3
+    assert len(asked) == 2
 
 
-def test_where_none_answers_an_error_says_so(hung):
-    browsers = hung(3)
-    with pytest.raises(InputError, match="3 browsers did not answer"):
+def test_where_none_answers_an_error_says_so(monkeypatch, tmp_path):
+    silent = tmp_path / "browser"
+    silent.write_text("#!/bin/sh\nexec sleep 3600\n")
+    silent.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(silent))
+    for name, seconds in (("PATIENCE", 1), ("CLOSING", 1)):
+        monkeypatch.setattr(pictures, name, seconds)
+    with pytest.raises(InputError, match="3 browsers failed, or did not answer"):
         picture(LINE_FIGURE, "png", 400, 1)
-    assert len(browsers) == 3
+
+
+def test_a_browser_that_ends_at_once_is_an_error_too(monkeypatch, tmp_path):
+    broken = tmp_path / "browser"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(broken))
+    with pytest.raises(InputError, match="3 browsers failed"):
+        picture(LINE_FIGURE, "png", 400, 1)
 
 
 def test_a_picture_is_drawn_without_the_network(monkeypatch):

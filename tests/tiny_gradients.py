@@ -13,9 +13,6 @@ def exact(name: str) -> tuple[Any, dict[str, Any]]:
     model, inputs = tiny(name)
     if name == "gpt_oss":
         model.set_experts_implementation("eager")  # the other knows no float64
-    if name == "gemma2":
-        # SDPA of some versions leaves its soft cap out.
-        model.set_attn_implementation("eager")
     own = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
     return model.double(), own
 

@@ -13,7 +13,7 @@ from interp.viz.numbers import decimals
 from interp.viz.tokens import literal
 
 DASHES = ("solid", "dot", "dashdot", "longdash")
-"""Of lines whose colors were there before."""
+"""Of lines: the first as long as there are colors, then the next."""
 
 
 def agreement_plot(agreement: xr.Dataset, published: Sequence[dict]) -> go.Figure:
@@ -118,7 +118,10 @@ def curve_plot(curves: Sequence[xr.Dataset], direction: str) -> go.Figure:
         height=max(380, 20 * len(kinds) + 100),
         legend={
             "orientation": "v",
-            **{"x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"},
+            "x": 1.02,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
         },
     )
     what = "replaced" if direction == "deletion" else "put back"

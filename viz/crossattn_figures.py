@@ -143,11 +143,12 @@ def token_by_token(utterance: xr.Dataset, method: str) -> go.Figure:
                 "<extra></extra>",
             )
             figure.add_trace(line, row=last, col=1)
+    traces = range(len(words) * per_token)
     steps = [
         {
             "label": word,
             "method": "restyle",
-            "args": [{"visible": [i // per_token == token for i in _all(figure)]}],
+            "args": [{"visible": [i // per_token == token for i in traces]}],
         }
         for token, word in enumerate(words)
     ]
@@ -289,7 +290,3 @@ def _range(cells: np.ndarray) -> tuple[float, float]:
         most = max(-least, most)
         least = -most
     return float(least), float(most)
-
-
-def _all(figure: go.Figure) -> range:
-    return range(len(figure.data))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Literal
 
 import plotly.io as pio
@@ -26,6 +27,9 @@ LINE = 24
 PATIENCE, ATTEMPTS = 30.0, 3
 """Seconds that a browser may take, and how many browsers: one may never answer."""
 
+CLOSING = 5.0
+"""Seconds to close one that does not answer, before it is killed."""
+
 
 def picture(figure: dict[str, Any], form: Form, width: int, scale: float) -> bytes:
     """A figure as a file, drawn by a browser of its own, without the network.
@@ -41,8 +45,7 @@ def picture(figure: dict[str, Any], form: Form, width: int, scale: float) -> byt
     """
     try:
         import kaleido
-        from choreographer.errors import BrowserFailedError
-        from kaleido.errors import ChromeNotFoundError
+        from choreographer import errors
     except ImportError as error:
         raise InputError(
             "Figures as pictures were asked for, which kaleido draws with a browser. "
@@ -52,33 +55,48 @@ def picture(figure: dict[str, Any], form: Form, width: int, scale: float) -> byt
     height = figure.get("layout", {}).get("height") or HEIGHT
     options = {"format": form, "width": width, "height": height, "scale": scale}
 
+    async def asked(browser: kaleido.Kaleido) -> bytes:
+        await browser.open()
+        return await browser.calc_fig(figure, opts=options)  # type: ignore[arg-type]
+
     async def drawn() -> bytes:
         # MathJax would come from the network, which the browser would wait for.
         browser = kaleido.Kaleido(n=1, mathjax=False)
+        task = asyncio.create_task(asked(browser))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            async with asyncio.timeout(PATIENCE):
-                await browser.open()
-                return await browser.calc_fig(figure, options)  # type: ignore[arg-type]
+            # The task may not heed a cancellation; it ends with the browser.
+            await asyncio.wait({task}, timeout=PATIENCE)
+            if not task.done() or task.cancelled():
+                raise TimeoutError
+            return task.result()
         finally:
-            await browser.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await browser.close()
 
-    silent: Exception | None = None
+    failed: Exception | None = None
     for _ in range(ATTEMPTS):
         try:
             # In a thread, since a notebook has an event loop of its own.
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(asyncio.run, drawn()).result()
-        except (TimeoutError, BrowserFailedError) as error:
-            silent = error
-        except ChromeNotFoundError as error:
+        except (
+            TimeoutError,
+            errors.BrowserClosedError,
+            errors.BrowserFailedError,
+            errors.ChannelClosedError,
+        ) as error:
+            failed = error
+        except errors.ChromeNotFoundError as error:
             raise InputError(
                 "Figures as pictures were asked for; there is no Chrome or Chromium. "
                 "Install one, such as with kaleido_get_chrome."
             ) from error
     raise InputError(
-        f"A picture was to be drawn; {ATTEMPTS} browsers did not answer within "
-        f"{PATIENCE:g} s each. Make memory free, or look at the figure without one."
-    ) from silent
+        f"A picture was to be drawn; {ATTEMPTS} browsers failed, or did not answer "
+        f"within {PATIENCE:g} s. Make memory free, or look at the figure without one."
+    ) from failed
 
 
 class Picture(MimetypeRenderer):

@@ -35,12 +35,12 @@ def token_values(utterance: xr.Dataset, top: float = TOP) -> xr.Dataset:
     Args:
         utterance: Holds `attention` (layer, head, token, position), `aggregate` (token,
             position), `baselines` (baseline, token, position) and `saliency` (space,
-            method, token, position).
+            attribution, token, position).
         top: Share of positions whose overlap is `topk`.
 
     Returns:
-        The variables of `LONG_NAMES`, over (space, method, measure, token) and what
-        their names say. Peaks are in positions. `halves` (space, token): Pearson
+        The variables of `LONG_NAMES`, over (space, attribution, measure, token) and
+        what their names say. Peaks are in positions. `halves` (space, token): Pearson
         correlation of the two halves of a perturbation.
     """
     attention = utterance["attention"]
@@ -102,7 +102,7 @@ def summary(
         Each variable with its interval over tokens; `overall` also over utterances
         (NaN for one), with what chance gives (`overall_null`, `overall_p`): every
         token's attention is rotated in time by a random number of positions.
-        `coverage` and `context_mixing` by method. Of a perturbation also `ceiling`
+        `coverage` and `context_mixing` by attribution. Of a perturbation also `ceiling`
         (space), the largest correlation that its number of masks allows, and
         `without_noise` (space), Pearson's correlation divided by it.
     """
@@ -140,7 +140,11 @@ def summary(
 
 
 def rotations(utterance: xr.Dataset, top: float = TOP) -> np.ndarray:
-    """`[space, method, measure, token, shift]`, agreement of the aggregate, rotated."""
+    """Agreement of the rotated aggregate.
+
+    Returns:
+        `[space, attribution, measure, token, shift]`.
+    """
     saliency = utterance["saliency"].transpose(
         "space", "attribution", "token", "position"
     )
@@ -180,7 +184,7 @@ def _chance(
         known = np.isfinite(table).any((0, 1, 2)).sum(-1)
         shifts = rng.integers(0, np.maximum(known, 1), size=(draws, len(known)))
         tokens = np.arange(len(known))
-        drawn = table[..., tokens, shifts]  # [space, method, measure, draw, token]
+        drawn = table[..., tokens, shifts]  # [space, attribution, measure, draw, token]
         count = np.isfinite(drawn).sum(-1)
         total = total + np.nansum(drawn, -1) / np.where(count > 0, count, np.nan)
     null = np.array(total / len(each))

@@ -4,7 +4,6 @@
 log-probability of every output token. Both can be differentiated.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from interp.errors import InputError, UnsupportedModelError
 from interp.models import Model
 from interp.probes.crossattn.utterances import Utterance
+from interp.weights import content_digest
 
 Space = Literal["input", "states"]
 Fill = Literal["silence", "mean"]
@@ -40,7 +40,6 @@ class Forced:
         self.model, self.utterance = model, utterance
         self.module: Any = model.module
         self.is_decoder = utterance.kind == "decoder"
-        self._at: dict[Space, Remembered] = {}
         places = torch.tensor(utterance.scored, device=model.device)
         self.targets, self.rows = utterance.ids[0, places], places - 1
         with torch.no_grad():
@@ -192,15 +191,13 @@ class Forced:
 
     def of(self, space: Space) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """What stands in a space, and the scores as a function of it."""
-        if space == "input":
-            return self.input, lambda inputs: self.scores(self.encode(inputs))
-        return self.states, self.scores
+        stands = self.input if space == "input" else self.states
 
-    def at(self, space: Space) -> "Remembered":
-        """The scores at what stands in a space; gradients asked for are kept."""
-        if space not in self._at:
-            self._at[space] = Remembered(self.of(space)[1], 1, gradients=True)
-        return self._at[space]
+        def scores(values: Tensor) -> Tensor:
+            own = values.to(stands.dtype)  # captum draws its points in float32
+            return self.scores(self.encode(own) if space == "input" else own)
+
+        return stands, scores
 
     def baseline(self, space: Space, fill: Fill = "silence") -> Tensor:
         """What says nothing, of the space's shape; padding stays as it is.
@@ -280,8 +277,8 @@ class Remembered:
         self, function: Callable[[Tensor], Tensor], size: int, gradients: bool = False
     ) -> None:
         self.function, self.size = function, size
-        self.kept: dict[bytes, tuple[Tensor, Tensor]] = {}
-        self.given: dict[tuple[bytes, bytes], Tensor] | None = {} if gradients else None
+        self.kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self.given: dict[tuple[str, str], Tensor] | None = {} if gradients else None
 
     def __call__(self, values: Tensor) -> Tensor:
         """`[row, token]` of `[row, ...]`."""
@@ -291,9 +288,9 @@ class Remembered:
         rows = [_Recall.apply(row, self) for row in values.split(1)]
         return torch.cat(rows)  # type: ignore[arg-type]
 
-    def graph(self, point: Tensor) -> tuple[bytes, Tensor, Tensor]:
+    def graph(self, point: Tensor) -> tuple[str, Tensor, Tensor]:
         """The point's name, itself as a leaf, its value with the graph between them."""
-        name = hashlib.sha256(point.detach().cpu().numpy().tobytes()).digest()
+        name = content_digest(point)
         if name in self.kept:
             return name, *self.kept[name]
         with torch.enable_grad():
@@ -316,7 +313,7 @@ class _Recall(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         name, leaf, value = ctx.graph
         given = {} if ctx.given is None else ctx.given
-        asked = name, gradients[0].cpu().numpy().tobytes()
+        asked = name, content_digest(gradients[0])
         if asked not in given:
             own = torch.autograd.grad(value, leaf, gradients[0], retain_graph=True)
             given[asked] = own[0]

@@ -10,7 +10,8 @@ import xarray as xr
 from interp.errors import UnsupportedModelError
 from interp.heads import HeadSet
 from interp.probes.crossattn.attention import Maps
-from interp.probes.crossattn.forced import SPACES, Forced
+from interp.probes.crossattn.forced import SPACES, Forced, Remembered
+from interp.probes.crossattn.gradients import AT_THE_INPUT
 from interp.probes.crossattn.parts import Parts
 from interp.probes.crossattn.perturbation import HALVES
 from interp.probes.crossattn.saliency import Options, Progress, saliency
@@ -140,9 +141,13 @@ def saliency_of(
     halves = np.full((len(spaces), HALVES, *shape), np.nan, np.float32)
     gaps = np.full((2, len(spaces), shape[0]), np.nan)
     maps: dict[str, np.ndarray] = {}
+    again = len(set(methods) & set(AT_THE_INPUT)) > 1
     for i, space in enumerate(spaces):
+        shared = Remembered(forced.of(space)[1], 1, gradients=again)
         for j, method in enumerate(methods):
-            made = saliency(forced, space, method, options, parts, progress)
+            if method not in AT_THE_INPUT:
+                shared = None  # which lets its graph go
+            made = saliency(forced, space, method, options, parts, progress, shared)
             every[i, j] = made["positions"]
             if "map" in made:
                 maps[method] = made["map"]

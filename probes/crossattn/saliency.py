@@ -14,7 +14,6 @@ from interp.errors import InputError
 from interp.probes.crossattn.clusters import SEGMENTS, stretches, superpixels
 from interp.probes.crossattn.forced import Fill, Forced, Remembered, Space
 from interp.probes.crossattn.gradients import (
-    AT_THE_INPUT,
     GRADIENTS,
     GradientOptions,
     captum_attr,
@@ -47,8 +46,7 @@ class Options:
         fill: What removed sound becomes: `silence`, or the `mean` of the features.
         pool: How frames and channels of a position become one: `max` or `mean`.
         seed: Of masks and of gradient SHAP.
-        graphs: Forwards over sound whose graphs are kept in memory at once; of those
-            elsewhere all are.
+        graphs: Forwards whose graphs are kept in memory at once.
     """
 
     steps: int = 4
@@ -61,7 +59,7 @@ class Options:
     fill: Fill = "silence"
     pool: str = "max"
     seed: int = 0
-    graphs: int = 8
+    graphs: int = 10
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
@@ -110,6 +108,7 @@ def saliency(
     options: Options,
     parts: Parts | None = None,
     progress: Progress = lambda step, done, total: None,
+    shared: Remembered | None = None,
 ) -> Arrays:
     """Saliency of all output tokens by one method in one space.
 
@@ -120,6 +119,8 @@ def saliency(
         options: How much is computed.
         parts: Where finished tokens are kept, and read from.
         progress: Told of every token, stretch or mask.
+        shared: The scores of the space, for methods that take gradients at the same
+            point; a new one for None.
 
     Returns:
         `positions` `[token, position]`, magnitudes. Over a spectrogram also `map`
@@ -145,7 +146,7 @@ def saliency(
     if method == "ablation":
         found = parts.get("all", _Ablation(forced, space, options, tell))
     else:
-        found = _gradients(forced, space, method, options, parts, tell)
+        found = _gradients(forced, space, method, options, parts, tell, shared)
     if "map" in found:
         found["positions"] = pooled(forced, found["map"], options.pool)
     return found
@@ -173,6 +174,7 @@ def _gradients(
     options: Options,
     parts: Parts,
     tell: Callable[[int, int], None],
+    shared: Remembered | None,
 ) -> Arrays:
     values, scores = forced.of(space)
     dear = _is_dear(forced, space)
@@ -181,10 +183,7 @@ def _gradients(
         options.samples if dear else options.cheap,
         seed=options.seed,
     )
-    if method in AT_THE_INPUT:
-        remembered = forced.at(space)
-    else:
-        remembered = Remembered(scores, options.graphs if dear else options.cheap)
+    remembered = shared or Remembered(scores, options.graphs)
     baseline = forced.baseline(space, options.fill)
     found: list[Arrays] = []
     n_tokens = len(forced.targets)
@@ -265,7 +264,7 @@ def _perturbed(
     n_masks = options.masks if dear else options.cheap_masks
     is_map = space == "input" and forced.has_features
     if is_map:
-        features = values[0, :, : forced.n_frames].T.cpu().numpy()
+        features = values[0, :, : forced.n_frames].T.float().cpu().numpy()
         clusters = superpixels(features, options.segments)
     elif space == "input" and forced.utterance.kind != "speech":
         clusters = stretches(forced.n_positions, [1])

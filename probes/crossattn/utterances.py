@@ -14,6 +14,7 @@ from interp.errors import InputError, UnsupportedModelError
 from interp.forward import evaluating
 from interp.inputs import prepare
 from interp.models import Model, quiet
+from interp.weights import content_digest
 
 Kind = Literal["speech", "text", "decoder"]
 
@@ -59,7 +60,7 @@ class Utterance:
         digest = hashlib.sha256(repr(self.scored).encode())
         for name, value in sorted({**self.inputs, "ids": self.ids}.items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
+            digest.update(content_digest(value).encode())
         return digest.hexdigest()
 
 
@@ -140,8 +141,11 @@ def utterances(
 
 
 def _heard(model: Model, item: Any) -> Iterator[tuple[dict[str, Tensor], str, Window]]:
-    sound = item if isinstance(item, Sound) else read_sound(item, longest=LONGEST)
-    require_length(sound.name, sound.seconds, LONGEST)
+    if isinstance(item, Sound):
+        require_length(item.name, item.seconds, LONGEST)
+        sound = item
+    else:
+        sound = read_sound(item, longest=LONGEST)
     for window in windows(model, sound):
         yield window.inputs, sound.name, window
 

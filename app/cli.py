@@ -5,6 +5,7 @@ Nothing heavy is imported before the door is open, so that Ctrl-C is always caug
 """
 
 import _thread
+import atexit
 import logging
 import sys
 import threading
@@ -30,8 +31,8 @@ def main() -> None:
     finally:
         sys.unraisablehook = before
     if code == INTERRUPTED:
-        warnings.simplefilter("ignore")  # of what was cut off halfway,
-        logging.getLogger("asyncio").disabled = True  # as are Zarr's writes under way
+        warnings.simplefilter("ignore")  # of what was cut off halfway
+        _drop_writes()
         _say("Interrupted. What was finished is kept; run the same command to go on.")
     sys.exit(code)
 
@@ -39,6 +40,15 @@ def main() -> None:
 def _say(message: str) -> None:
     """One line on stderr."""
     sys.stderr.write(f"interp: {' '.join(message.split())}\n")
+
+
+def _drop_writes() -> None:
+    """Cuts off Zarr's writes under way; at exit it would wait, then complain."""
+    logging.getLogger("asyncio").disabled = True
+    if "zarr" in sys.modules:
+        from zarr.core.sync import cleanup_resources
+
+        atexit.unregister(cleanup_resources)
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:

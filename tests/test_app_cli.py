@@ -287,6 +287,28 @@ def test_ctrl_c_in_a_destructor_is_not_lost(monkeypatch):
     assert sys.unraisablehook is before
 
 
+BUSY = """
+import time
+from interp.app import commands
+from zarr.core import sync
+
+def run():
+    sync._get_loop().call_soon_threadsafe(time.sleep, 5)
+    raise KeyboardInterrupt
+
+commands.run = run
+from interp.app.cli import main
+main()
+"""
+"""Interrupted while Zarr is in the middle of something that takes its time."""
+
+
+def test_writes_under_way_say_nothing_when_a_command_is_interrupted():
+    done = ended(sys.executable, "-c", BUSY)
+    assert done.returncode == 130
+    assert says(only_line(done.stderr), "Interrupted", "run the same command")
+
+
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
     def work():
         raise ZeroDivisionError

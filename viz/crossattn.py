@@ -299,15 +299,11 @@ def _maps(tree: xr.DataTree, book: FigureBook) -> Iterator[Part]:
     space, method = preferred(agreement)
     chosen = [pair for pair in pairs(agreement) if pair[1] == method]
     for own_space, own in dict.fromkeys([(space, method), *chosen]):
-        array = agreement["by_head"].sel(
-            {"space": own_space, "attribution": own, "measure": "pearson"}
-        )
-        bounds = agreement["by_head_interval"].sel(
-            {"space": own_space, "attribution": own, "measure": "pearson"}
-        )
-        array = array.assign_attrs(
+        one = agreement.sel(space=own_space, attribution=own, measure="pearson")
+        array = one["by_head"].assign_attrs(
             units="1", long_name=f"r with {named(own, own_space)}"
         )
+        bounds = one["by_head_interval"]
         yield _card(f"pearson_{own_space}", array, book, _READ["pearson"], bounds)
     if "timing" not in tree.children:
         return

@@ -165,8 +165,7 @@ def token_by_token(utterance: xr.Dataset, method: str) -> go.Figure:
     )
     if whole is not None:
         figure.update_yaxes(title="channel", showgrid=False, row=1)
-    ends = {"tickvals": [0, 1], "ticktext": ["smallest", "largest"]}
-    figure.update_yaxes(**ends, row=last)
+    figure.update_yaxes(tickvals=[0, 1], ticktext=["smallest", "largest"], row=last)
     _finish(figure, utterance, 420 if whole is None else 560)
     return figure
 

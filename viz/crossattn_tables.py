@@ -62,13 +62,10 @@ def baseline_rows(agreement: xr.Dataset) -> Part | None:
         "rows": [
             {
                 "name": named(method, space),
-                "cells": [
-                    decimals(array.sel({**key, "baseline": name}).item())
-                    for name in names
-                ],
+                "cells": [decimals(one.sel(baseline=name).item()) for name in names],
             }
             for space, method in pairs(agreement)
-            for key in [{"space": space, "attribution": method}]
+            for one in [array.sel(space=space, attribution=method)]
         ],
     }
 

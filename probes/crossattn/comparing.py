@@ -100,8 +100,7 @@ def compare(
 
     Returns:
         A node `utterance_N` for each window of a recording or text, with attention
-        (layer, head, token, position), saliency (space, attribution, token,
-        position),
+        (layer, head, token, position), saliency (space, attribution, token, position),
         its full map over (frame, channel), baselines, errors, and, below it, `words`
         and `curves`; `agreement`, `faithfulness` and `timing` over all of them.
 

@@ -197,8 +197,8 @@ def explanations(node: xr.Dataset) -> dict[str, np.ndarray]:
     for space in node["space"].values:
         for method in node["attribution"].values:
             name = str(method) if space == SPACES[0] else f"{method}@{space}"
-            at = {"space": space, "attribution": method}
-            found[name] = node["saliency"].sel(at).values
+            one = node["saliency"].sel(space=space, attribution=method)
+            found[name] = one.values
     return {name: rows for name, rows in found.items() if np.isfinite(rows).any()}
 
 
